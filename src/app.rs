@@ -1,0 +1,48 @@
+//! The router: every route and layer of the service.
+
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+    middleware::{from_fn, from_fn_with_state},
+    routing::{MethodRouter, get},
+};
+use tower_http::set_header::SetResponseHeaderLayer;
+
+use crate::{config::Config, error, health, pages, session, store::Store, telemetry, views};
+
+/// The service, on this store.
+pub fn router(store: &Store, config: &Config) -> Router {
+    let page = counted(get(pages::page), store, config).head(pages::head);
+    let router = Router::new()
+        .route("/", page.clone())
+        .route("/foo", page.clone())
+        .route("/bar", page)
+        .route("/health/live", get(health::live))
+        .route(
+            "/health/ready",
+            get(health::ready).with_state(store.clone()),
+        )
+        .layer((
+            SetResponseHeaderLayer::overriding(
+                header::CACHE_CONTROL,
+                HeaderValue::from_static("no-store"),
+            ),
+            SetResponseHeaderLayer::overriding(
+                header::VARY,
+                HeaderValue::from_static("Accept, Cookie"),
+            ),
+            from_fn(error::answer),
+        ));
+    if config.on_cloud_run() {
+        router.layer(from_fn(telemetry::in_trace))
+    } else {
+        router
+    }
+}
+
+/// A page with a session, whose views are counted. The methods that `page` does not handle are
+/// answered without either.
+pub fn counted(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
+    let page = page.route_layer(from_fn_with_state(store.clone(), views::count_views));
+    session::with_sessions(page, store, config)
+}

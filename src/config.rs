@@ -1,0 +1,198 @@
+//! Every setting, from the environment or from the flag of the same name.
+
+use std::{ffi::OsString, time::Duration};
+
+use clap::{
+    Parser,
+    builder::{OsStringValueParser, TypedValueParser},
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+use cookie::Key;
+use fred::types::config::Config as RedisConfig;
+use tracing_subscriber::filter::Targets;
+
+/// The schemes of `REDIS_URL`: one server, a Cluster, Sentinel; the second of each pair by TLS.
+const REDIS_SCHEMES: [&str; 6] = [
+    "redis",
+    "rediss",
+    "redis-cluster",
+    "rediss-cluster",
+    "redis-sentinel",
+    "rediss-sentinel",
+];
+
+/// A shorter secret could be guessed; 32 bytes is also what the key derivation asks for.
+const SECRET_MIN_CHARS: usize = 32;
+
+/// What a `RUST_LOG` is added to. The session library warns of every unknown or malformed id a
+/// visitor sends, and reports a failed save that [`crate::store::Store`] has already reported.
+const QUIET: &str = "tower_sessions=off,tower_sessions_core=off";
+
+/// Counts page views per visitor, exactly, in sessions kept in Redis.
+///
+/// Every setting is an environment variable and a flag; keep secrets in the environment, since
+/// other users of the machine can read a process's flags.
+#[derive(Clone, Parser)]
+#[command(version)]
+pub struct Config {
+    /// Port to listen on, on all interfaces: 0 to 65535; 0 takes a free one, and the log says which
+    #[arg(long, env = "PORT", default_value = "8080", value_parser = setting(port))]
+    pub port: u16,
+
+    /// Redis to keep sessions in: redis://[user:password@]host[:port][/database], or with
+    /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://
+    /// [default: none, sessions live and end with this process]
+    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
+    pub redis_url: Option<RedisConfig>,
+
+    /// Seconds a session lives after its last view: 1 to 4294967295
+    #[arg(long, env = "SESSION_TTL", default_value = "86400", value_parser = setting(session_ttl))]
+    pub session_ttl: Duration,
+
+    /// Signs the session cookie: at least 32 characters [default: none, cookies are not signed]
+    #[arg(long, env = "SESSION_SECRET", hide_env_values = true, value_parser = setting(session_secret))]
+    pub session_secret: Option<Key>,
+
+    /// What to log: off, error, warn, info, debug or trace; or TARGET=LEVEL,...
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = setting(rust_log))]
+    pub rust_log: Targets,
+
+    /// Set by Cloud Run, on all its instances.
+    #[arg(long, env = "K_SERVICE", hide = true)]
+    k_service: Option<OsString>,
+
+    /// The project whose traces the log lines on Cloud Run belong to.
+    #[arg(long, env = "GOOGLE_CLOUD_PROJECT", hide = true)]
+    pub google_cloud_project: Option<String>,
+}
+
+impl Config {
+    /// Reads the settings of this process. `--help` and `--version` print and end it.
+    ///
+    /// # Errors
+    /// One line that names the setting, what was wrong with it and what is allowed. It never holds
+    /// a value, which may be a secret.
+    pub fn read() -> Result<Self, String> {
+        let config = Self::try_parse().map_err(explain)?;
+        if config.on_cloud_run() && config.redis_url.is_none() {
+            return Err(format!(
+                "REDIS_URL is not set: the instances of a Cloud Run service share sessions only through Redis; {}",
+                allowed_urls()
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Whether the platform is Cloud Run: visitors then come by HTTPS, and logs are for machines.
+    pub fn on_cloud_run(&self) -> bool {
+        self.k_service.is_some()
+    }
+}
+
+/// A parser whose errors name no value, also not one that is no UTF-8.
+fn setting<T: Clone + Send + Sync + 'static>(
+    parse: fn(&str) -> Result<T, String>,
+) -> impl TypedValueParser<Value = T> {
+    OsStringValueParser::new().try_map(move |value| match value.to_str() {
+        Some(value) => parse(value),
+        None => Err("is not UTF-8".to_owned()),
+    })
+}
+
+fn port(value: &str) -> Result<u16, String> {
+    value
+        .parse()
+        .map_err(|error| format!("is no port: {error}; allowed: 0 to 65535"))
+}
+
+fn redis_url(value: &str) -> Result<RedisConfig, String> {
+    let known = value
+        .split_once("://")
+        .is_some_and(|(scheme, _)| REDIS_SCHEMES.contains(&scheme));
+    if !known {
+        return Err(format!(
+            "does not begin with a known scheme; {}",
+            allowed_urls()
+        ));
+    }
+    match RedisConfig::from_url(value) {
+        Ok(redis) if redis.server.hosts().iter().all(|host| host.host.is_empty()) => {
+            Err(format!("names no host; {}", allowed_urls()))
+        }
+        Ok(redis) => Ok(redis),
+        Err(error) => Err(format!(
+            "is malformed: {}; {}",
+            error.details(),
+            allowed_urls()
+        )),
+    }
+}
+
+fn allowed_urls() -> String {
+    format!(
+        "allowed: {}://[user:password@]host[:port][/database]",
+        REDIS_SCHEMES.join("://, ")
+    )
+}
+
+fn session_ttl(value: &str) -> Result<Duration, String> {
+    match value.parse::<u32>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(format!(
+            "is no time to live; allowed: whole seconds from 1 to {}",
+            u32::MAX
+        )),
+    }
+}
+
+fn session_secret(value: &str) -> Result<Key, String> {
+    let chars = value.chars().count();
+    if chars < SECRET_MIN_CHARS {
+        return Err(format!(
+            "is too short: {chars} characters; allowed: {SECRET_MIN_CHARS} or more"
+        ));
+    }
+    Ok(Key::derive_from(value.as_bytes()))
+}
+
+fn rust_log(value: &str) -> Result<Targets, String> {
+    format!("{QUIET},{value}").parse().map_err(|error| {
+        format!(
+            "is no filter: {error}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,..."
+        )
+    })
+}
+
+/// Clap's report in one line. Clap shows the value that was wrong, hence our own words.
+fn explain(error: clap::Error) -> String {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.as_str(),
+        _ => "",
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        ErrorKind::ValueValidation => {
+            // Clap names it `--redis-url <REDIS_URL>`.
+            let setting = argument
+                .split(['<', '>'])
+                .nth(1)
+                .unwrap_or(argument)
+                .to_owned();
+            let problem = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{setting} {}", problem.unwrap_or_default())
+        }
+        ErrorKind::UnknownArgument => {
+            let is_flag = argument.starts_with("--")
+                && argument
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '-');
+            let argument = if is_flag { argument } else { "(not shown)" };
+            format!("unknown argument {argument}; allowed: what --help lists")
+        }
+        _ => {
+            let report = error.to_string();
+            let line = report.lines().next().unwrap_or_default();
+            format!("{}; see --help", line.trim_start_matches("error: "))
+        }
+    }
+}

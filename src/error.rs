@@ -1,0 +1,80 @@
+//! What a visitor is told when something is wrong, and by when.
+
+use std::time::Duration;
+
+use axum::{
+    body::HttpBody,
+    extract::Request,
+    http::{HeaderValue, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::{pages::Format, store};
+
+/// A visitor waits at most this long for an answer: the promise is 3 s, on the wire.
+const DEADLINE: Duration = Duration::from_millis(2500);
+
+/// Seconds after which asking again makes sense: the connection to Redis is tried anew every second.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A handler's error: its session could not be had. The visitor gets a 503.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed, and has said so in the log.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The session's record could not be read or written.
+    #[error(transparent)]
+    Session(#[from] tower_sessions::session::Error),
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        // The store reports its own failures; this one it cannot see.
+        if let Self::Session(tower_sessions::session::Error::SerdeJson(error)) = &self {
+            warn!("the session's record holds something else than was asked for: {error}");
+        }
+        StatusCode::SERVICE_UNAVAILABLE.into_response()
+    }
+}
+
+/// The outermost layer: it sees to it that each request is answered in time, and that an error
+/// which comes as a bare status is put into words.
+pub async fn answer(request: Request, next: Next) -> Response {
+    let format = Format::of(request.headers());
+    let uri = request.uri().clone();
+    let response = timeout(DEADLINE, next.run(request))
+        .await
+        .unwrap_or_else(|_| {
+            warn!("no answer within {DEADLINE:?}");
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
+        });
+
+    let is_bare = response.body().size_hint().exact() == Some(0);
+    let (status, sentence) = match response.status() {
+        _ if !is_bare => return response,
+        StatusCode::NOT_FOUND => (StatusCode::NOT_FOUND, "there is no page here"),
+        StatusCode::METHOD_NOT_ALLOWED => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this page can be read, by GET, and nothing else",
+        ),
+        // tower-sessions answers a failed save with a bare 500.
+        StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "your session is out of reach for the moment, please try again",
+        ),
+        _ => return response,
+    };
+    let (mut parts, _) = response.into_parts();
+    let (rendered, body) = format.render(uri.path(), sentence.to_owned()).into_parts();
+    parts.status = status;
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(rendered.headers);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        parts.headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    Response::from_parts(parts, body)
+}

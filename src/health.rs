@@ -1,0 +1,18 @@
+//! Whether the process serves, and whether its store answers. Neither touches a session.
+
+use axum::{extract::State, http::StatusCode};
+
+use crate::store::Store;
+
+/// `GET /health/live`: 200 while the process serves.
+pub async fn live() -> &'static str {
+    "live"
+}
+
+/// `GET /health/ready`: 200 if the store answers, else 503.
+pub async fn ready(State(store): State<Store>) -> Result<&'static str, StatusCode> {
+    match store.ping().await {
+        Ok(()) => Ok("ready"),
+        Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}

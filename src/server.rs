@@ -1,0 +1,97 @@
+//! The listener, HTTP's timeouts and the graceful shutdown.
+
+use std::{io, net::Ipv4Addr, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    time::{sleep, timeout},
+};
+use tracing::warn;
+
+/// A request's head that has not arrived by then never will. hyper's own default, which needs the
+/// timer that `axum::serve` does not install.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request's head may have so many bytes; a longer one is answered 431.
+const HEAD_MAX: usize = 64 * 1024;
+
+/// What is in flight at shutdown is answered by then, see [`crate::error`]; who still sends a head
+/// is not waited for. The platform kills after 10 s.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// After an error of accept, such as too many open files, to let connections end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens on all interfaces, as the platform asks.
+///
+/// # Errors
+/// If the port is taken or not for this user.
+pub async fn listen(port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+}
+
+/// Resolves at SIGTERM, the platform's word, or at Ctrl-C. Both are caught from the call on.
+///
+/// # Errors
+/// If signals cannot be caught.
+pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Serves HTTP/1.1, and HTTP/2 without TLS to those who begin with it. At `shutdown` it stops
+/// accepting, closes idle connections, answers what is in flight, and returns.
+pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Output = ()>) {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_MAX);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_MAX as u32);
+
+    let connections = GracefulShutdown::new();
+    let accept = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    // Answers are small and whole: there is nothing to gather.
+                    let _ = stream.set_nodelay(true);
+                    let service = TowerToHyperService::new(app.clone());
+                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    // A client that breaks off is no news.
+                    tokio::spawn(connections.watch(connection.into_owned()));
+                }
+                Err(error) => {
+                    warn!("cannot accept connections: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = shutdown => {}
+    }
+    drop(listener);
+    if timeout(DRAIN_TIMEOUT, connections.shutdown())
+        .await
+        .is_err()
+    {
+        warn!("stopping with requests unanswered");
+    }
+}

@@ -1,0 +1,139 @@
+//! Where sessions and their views live, and for how long.
+
+mod connection;
+mod memory;
+mod redis;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use time::OffsetDateTime;
+use tower_sessions::{
+    SessionStore,
+    session::{Id, Record},
+    session_store,
+};
+use tracing::{info, warn};
+
+use crate::config::Config;
+
+/// A failure of Redis, or to reach it.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", without_arguments(.0.details()))]
+pub struct Error(#[from] fred::error::Error);
+
+/// The sessions and their views. A clone is another handle on the same store.
+///
+/// A session ends [`Config::session_ttl`] after its last view. Each failure is reported in the log,
+/// once, where it happens.
+#[derive(Clone, Debug)]
+pub struct Store {
+    backend: Backend,
+    ttl: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Backend {
+    Redis(redis::Sessions),
+    Memory(memory::Sessions),
+}
+
+impl Store {
+    /// The store that the settings ask for. Redis need not be there yet: connecting goes on in the
+    /// background, for ever.
+    pub fn open(config: &Config) -> Self {
+        let ttl = config.session_ttl;
+        let backend = match &config.redis_url {
+            Some(redis) => Backend::Redis(redis::Sessions::new(connection::open(redis), ttl)),
+            None => {
+                info!(
+                    "no REDIS_URL: sessions live and end with this process, the {} last viewed at most",
+                    memory::MAX_SESSIONS
+                );
+                Backend::Memory(memory::Sessions::new(ttl))
+            }
+        };
+        Self { backend, ttl }
+    }
+
+    /// Counts a view of `path` in the session and renews the session. Gives the views so far, this
+    /// one among them; none if the session is over.
+    ///
+    /// # Errors
+    /// If the store does not answer in time or at all, or refuses. The view may then have been
+    /// counted all the same.
+    pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
+        match &self.backend {
+            Backend::Redis(sessions) => sessions.count_view(id, path).await.inspect_err(report),
+            Backend::Memory(sessions) => Ok(sessions.count_view(id, path)),
+        }
+    }
+
+    /// Asks the store for a sign of life.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn ping(&self) -> Result<(), Error> {
+        match &self.backend {
+            Backend::Redis(sessions) => sessions.ping().await,
+            Backend::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Closes the connection to Redis.
+    pub async fn close(&self) {
+        if let Backend::Redis(sessions) = &self.backend {
+            sessions.close().await;
+        }
+    }
+
+    fn records(&self) -> &dyn SessionStore {
+        match &self.backend {
+            Backend::Redis(sessions) => sessions.records(),
+            Backend::Memory(sessions) => sessions,
+        }
+    }
+
+    /// When a record written now ends. The session layer does not know: it would tell the browser.
+    fn expiry_date(&self) -> OffsetDateTime {
+        // Redis takes it in whole seconds, cut off; an early end would be a broken promise.
+        OffsetDateTime::now_utc() + self.ttl + Duration::from_nanos(999_999_999)
+    }
+}
+
+#[async_trait]
+impl SessionStore for Store {
+    async fn create(&self, record: &mut Record) -> session_store::Result<()> {
+        // Never an id that a client has offered, whatever the session went through before.
+        record.id = Id::default();
+        record.expiry_date = self.expiry_date();
+        self.records().create(record).await.inspect_err(report)
+    }
+
+    async fn save(&self, record: &Record) -> session_store::Result<()> {
+        let mut record = record.clone();
+        record.expiry_date = self.expiry_date();
+        self.records().save(&record).await.inspect_err(report)
+    }
+
+    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
+        self.records().load(id).await.inspect_err(report)
+    }
+
+    async fn delete(&self, id: &Id) -> session_store::Result<()> {
+        self.records().delete(id).await.inspect_err(report)
+    }
+}
+
+fn report(error: &impl ToString) {
+    warn!(
+        "a session is out of reach, its visitor gets a 503: {}",
+        without_arguments(&error.to_string())
+    );
+}
+
+/// Redis answers a command that it does not know, or no longer, by repeating it: with the session's
+/// id or the password.
+fn without_arguments(answer: &str) -> &str {
+    answer.split(", with args").next().unwrap_or_default()
+}

@@ -1,0 +1,79 @@
+//! The connection to Redis: deadlines, reconnecting, and a line in the log when it is lost or back.
+
+use std::time::Duration;
+
+use fred::{
+    prelude::{Builder, Client, ClientLike, EventInterface},
+    types::config::{Config, ReconnectPolicy, UnresponsiveConfig},
+};
+use tokio::sync::broadcast::error::RecvError;
+use tracing::{info, warn};
+
+/// A command that Redis has not answered by then has failed. Less than what a visitor may wait, see
+/// [`crate::error`], so that the log gets the reason.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connecting takes a few round trips, one more with TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Before each attempt to connect, in milliseconds: 1, 2, 4, … and then a second, for ever.
+fn reconnect_policy() -> ReconnectPolicy {
+    let mut policy = ReconnectPolicy::new_exponential(0, 1, 1000, 2);
+    // On top of each, up to so many: a service's instances do not all come at the same moment.
+    policy.set_jitter(10);
+    policy
+}
+
+/// Connects in the background, and again whenever the connection is lost, for ever.
+pub fn open(config: &Config) -> Client {
+    let mut config = config.clone();
+    // The first attempt is like any other: Redis may come after us.
+    config.fail_fast = false;
+    let client = Builder::from_config(config)
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = COMMAND_TIMEOUT;
+        })
+        .with_connection_config(|connection| {
+            connection.connection_timeout = CONNECT_TIMEOUT;
+            connection.internal_command_timeout = CONNECT_TIMEOUT;
+            connection.tcp.nodelay = Some(true);
+            // Without it, a connection that died silently would be noticed on the next write, or
+            // never.
+            connection.unresponsive = UnresponsiveConfig {
+                max_timeout: Some(COMMAND_TIMEOUT),
+                interval: COMMAND_TIMEOUT / 4,
+            };
+        })
+        .set_policy(reconnect_policy())
+        .build()
+        .expect("only TLS and credentials can fail to build, and neither is built here");
+    tokio::spawn(log_changes(client.clone()));
+    client.connect();
+    client
+}
+
+/// One line when Redis is lost, one when it is back, however often connecting fails in between.
+async fn log_changes(client: Client) {
+    let (mut errors, mut connections) = (client.error_rx(), client.reconnect_rx());
+    let mut connected = None;
+    loop {
+        tokio::select! {
+            error = errors.recv() => match error {
+                Ok((error, _)) if connected != Some(false) => {
+                    connected = Some(false);
+                    warn!("Redis is lost: {}", super::Error(error));
+                }
+                Err(RecvError::Closed) => return,
+                _ => {}
+            },
+            connection = connections.recv() => match connection {
+                Ok(server) if connected != Some(true) => {
+                    connected = Some(true);
+                    info!("Redis is connected: {server}");
+                }
+                Err(RecvError::Closed) => return,
+                _ => {}
+            },
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Sessions in Redis: a record each, and beside it, once there is a second view, its views.
+
+use std::time::Duration;
+
+use fred::{
+    bytes_utils::Str,
+    clients::WithOptions,
+    error::Error as RedisError,
+    prelude::{Client, ClientLike, LuaInterface},
+    types::{Value, config::Options},
+    util::sha1_hash,
+};
+use tokio::time::timeout;
+use tower_sessions::session::Id;
+use tower_sessions_redis_store::RedisStore;
+
+use super::Error;
+
+const COUNT_VIEW: &str = include_str!("count_view.lua");
+
+/// How long closing may wait for Redis, of the 10 s that the platform gives.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The sessions in one Redis.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    /// Keeps the records; may send a command again, since repeating one changes nothing.
+    records: RedisStore<Client>,
+    /// Sends each command once: a view must not be counted again because an answer was lost.
+    once: WithOptions<Client>,
+    /// The name by which Redis knows the script.
+    script: Str,
+    /// Seconds to live from each view.
+    ttl: i64,
+}
+
+impl Sessions {
+    /// Keeps sessions for `ttl` from each view.
+    pub fn new(client: Client, ttl: Duration) -> Self {
+        Self {
+            once: client.with_options(&Options {
+                max_attempts: Some(1),
+                ..Options::default()
+            }),
+            records: RedisStore::new(client),
+            script: sha1_hash(COUNT_VIEW).into(),
+            ttl: ttl.as_secs() as i64,
+        }
+    }
+
+    /// See [`super::Store::count_view`]. One command.
+    pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
+        let record = id.to_string();
+        // The braces put the views where the record is, in Redis Cluster.
+        let views = format!("views:{{{record}}}");
+        let keys = vec![record, views];
+        let args = vec![Value::from(path), Value::from(self.ttl)];
+        let counted = self
+            .once
+            .evalsha(self.script.clone(), keys.clone(), args.clone())
+            .await;
+        let count: u64 = match counted {
+            // Redis is new or was emptied. It keeps what it evaluates.
+            Err(error) if is_unknown_script(&error) => {
+                self.once.eval(COUNT_VIEW, keys, args).await?
+            }
+            counted => counted?,
+        };
+        Ok((count > 0).then_some(count))
+    }
+
+    /// See [`super::Store::ping`].
+    pub async fn ping(&self) -> Result<(), Error> {
+        Ok(self.once.ping(None).await?)
+    }
+
+    /// See [`super::Store::close`].
+    pub async fn close(&self) {
+        // Whether Redis hears it does not matter any more.
+        let _ = timeout(CLOSE_TIMEOUT, self.once.quit()).await;
+    }
+
+    /// The records alone, without what keeps them alive.
+    pub fn records(&self) -> &RedisStore<Client> {
+        &self.records
+    }
+}
+
+fn is_unknown_script(error: &RedisError) -> bool {
+    error.details().starts_with("NOSCRIPT")
+}

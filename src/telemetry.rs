@@ -1,0 +1,142 @@
+//! Logs: readable on a terminal, Cloud Logging's JSON on Cloud Run.
+
+use std::{fmt, io::IsTerminal};
+
+use axum::{extract::Request, http::HeaderValue, middleware::Next, response::Response};
+use serde_json::{Map, Value};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    Layer,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::Writer,
+        time::{FormatTime, SystemTime},
+    },
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use crate::config::Config;
+
+/// Sends what this process says to standard output, from now on.
+pub fn init(config: &Config) {
+    let filter = config.rust_log.clone();
+    let lines = tracing_subscriber::fmt::layer();
+    if config.on_cloud_run() {
+        let project = config.google_cloud_project.clone();
+        let lines = lines.event_format(CloudLogging { project });
+        tracing_subscriber::registry()
+            .with(lines.with_filter(filter))
+            .init();
+    } else {
+        let lines = lines.with_ansi(std::io::stdout().is_terminal());
+        tracing_subscriber::registry()
+            .with(lines.with_filter(filter))
+            .init();
+    }
+}
+
+tokio::task_local! {
+    /// The headers that name the trace of the request at hand, unread: they are needed for a log
+    /// line only, and a span for each request would cost more than all else that is logged.
+    static TRACE: [Option<HeaderValue>; 2];
+}
+
+/// Has what is logged inside the request name the request's trace.
+pub async fn in_trace(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let trace = ["traceparent", "x-cloud-trace-context"].map(|name| headers.get(name).cloned());
+    TRACE.scope(trace, next.run(request)).await
+}
+
+/// The trace that one of the headers names: `00-TRACE-SPAN-FLAGS` in W3C's `traceparent`,
+/// `TRACE/SPAN;OPTIONS` in Google's `X-Cloud-Trace-Context`, TRACE being 32 hexadecimal digits.
+fn trace_id(headers: &[Option<HeaderValue>; 2]) -> Option<&str> {
+    let [parent, cloud] = headers
+        .each_ref()
+        .map(|header| header.as_ref()?.to_str().ok());
+    let parent = parent.and_then(|value| value.split('-').nth(1));
+    let cloud = cloud.and_then(|value| value.split('/').next());
+    [parent, cloud]
+        .into_iter()
+        .flatten()
+        .find(|id| id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
+/// One JSON object a line, in the fields that Cloud Logging knows:
+/// <https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields>.
+struct CloudLogging {
+    /// Without it, a trace cannot be named.
+    project: Option<String>,
+}
+
+impl<S, N> FormatEvent<S, N> for CloudLogging
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut entry = Entry::default();
+        event.record(&mut entry);
+        let severity = match *event.metadata().level() {
+            Level::ERROR => "ERROR",
+            Level::WARN => "WARNING",
+            Level::INFO => "INFO",
+            Level::DEBUG | Level::TRACE => "DEBUG",
+        };
+        entry.set("severity", severity);
+        let mut time = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut time))?;
+        entry.set("time", time);
+        if let Some(project) = &self.project {
+            let trace = TRACE.try_with(|headers| {
+                trace_id(headers).map(|id| format!("projects/{project}/traces/{id}"))
+            });
+            if let Ok(Some(trace)) = trace {
+                entry.set("logging.googleapis.com/trace", trace);
+            }
+        }
+        writeln!(writer, "{}", Value::Object(entry.0))
+    }
+}
+
+/// An event's fields, `message` among them.
+#[derive(Default)]
+struct Entry(Map<String, Value>);
+
+impl Entry {
+    fn set(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.insert(name.to_owned(), value.into());
+    }
+}
+
+impl Visit for Entry {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field.name(), value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field.name(), value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field.name(), value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field.name(), value);
+    }
+}
