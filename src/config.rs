@@ -24,7 +24,7 @@ const REDIS_SCHEMES: [&str; 6] = [
 /// A shorter secret could be guessed; 32 bytes is also what the key derivation asks for.
 const SECRET_MIN_CHARS: usize = 32;
 
-/// What a `RUST_LOG` is added to. The session library warns of every unknown or malformed id a
+/// What `RUST_LOG` is added to. The session library warns of every unknown or malformed id a
 /// visitor sends, and reports a failed save that [`crate::store::Store`] has already reported.
 const QUIET: &str = "tower_sessions=off,tower_sessions_core=off";
 
@@ -39,9 +39,9 @@ pub struct Config {
     #[arg(long, env = "PORT", default_value = "8080", value_parser = setting(port))]
     pub port: u16,
 
-    /// Redis to keep sessions in: redis://[user:password@]host[:port][/database], or with
-    /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://
-    /// [default: none, sessions live and end with this process]
+    /// Redis to keep sessions in, `redis://[user:password@]host[:port][/database]`, or with
+    /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://;
+    /// without it, sessions live and end with this process
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 
@@ -49,7 +49,7 @@ pub struct Config {
     #[arg(long, env = "SESSION_TTL", default_value = "86400", value_parser = setting(session_ttl))]
     pub session_ttl: Duration,
 
-    /// Signs the session cookie: at least 32 characters [default: none, cookies are not signed]
+    /// Signs the session cookie, at least 32 characters; without it, cookies are not signed
     #[arg(long, env = "SESSION_SECRET", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret: Option<Key>,
 

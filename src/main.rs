@@ -1,6 +1,6 @@
 //! The start: settings, logs, store, serve, drain on SIGTERM.
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use cloud_run_sessions::{app, config::Config, server, store::Store, telemetry};
 use tracing::info;
@@ -20,17 +20,22 @@ async fn main() -> ExitCode {
     match run(&config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("PORT {}: {problem}", config.port);
+            eprintln!("{problem}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(config: &Config) -> io::Result<()> {
-    let shutdown = server::shutdown_signal()?;
-    let listener = server::listen(config.port).await?;
+async fn run(config: &Config) -> Result<(), String> {
+    let shutdown = server::shutdown_signal()
+        .map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
+    let listener = server::listen(config.port)
+        .await
+        .map_err(|error| format!("PORT {} cannot be listened on: {error}", config.port))?;
     let store = Store::open(config);
-    info!("listening on http://{}", listener.local_addr()?);
+    if let Ok(address) = listener.local_addr() {
+        info!("listening on http://{address}");
+    }
     server::serve(listener, app::router(&store, config), shutdown).await;
     store.close().await;
     info!("stopped");

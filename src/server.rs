@@ -24,7 +24,7 @@ const HEAD_MAX: usize = 64 * 1024;
 
 /// What is in flight at shutdown is answered by then, see [`crate::error`]; who still sends a head
 /// is not waited for. The platform kills after 10 s.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// After an error of accept, such as too many open files, to let connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -1,0 +1,444 @@
+//! What the tests stand on: the real program and real Redis servers, on free ports of loopback,
+//! each ended with its value; and visitors, who speak HTTP.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::TcpListener,
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use reqwest::{
+    Client, Method,
+    header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
+};
+use tempfile::TempDir;
+
+/// Longer than anything here takes, unless it never comes.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a browser sends as `Accept`.
+pub const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+
+/// Asks again until the answer is there.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(
+            begin.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The program, as its user starts it.
+pub struct Service {
+    process: Child,
+    pub port: u16,
+    output: Output,
+}
+
+/// What a process has said so far, line by line, on both its streams.
+#[derive(Default)]
+struct Output {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// One a stream; each ends with its stream.
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Output {
+    fn collect(&mut self, stream: impl Read + Send + 'static) {
+        let lines = self.lines.clone();
+        self.readers.push(thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        }));
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+}
+
+/// The program with these settings and no others, not started yet.
+pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions"));
+    program.env_clear().env("PORT", "0").envs(settings);
+    program
+}
+
+impl Service {
+    /// Starts the program and waits until it listens.
+    pub fn start<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut process = program(settings)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = Output::default();
+        output.collect(process.stdout.take().unwrap());
+        output.collect(process.stderr.take().unwrap());
+        let begin = Instant::now();
+        let port = loop {
+            if let Some(port) = output.lines().iter().find_map(|line| listening_port(line)) {
+                break port;
+            }
+            let ended = process.try_wait().unwrap();
+            assert!(
+                ended.is_none() && begin.elapsed() < PATIENCE,
+                "the program does not listen: {ended:?} {:?}",
+                output.lines()
+            );
+            thread::sleep(Duration::from_millis(1));
+        };
+        Self {
+            process,
+            port,
+            output,
+        }
+    }
+
+    /// Starts the program on this Redis.
+    pub fn on(redis: &Redis) -> Self {
+        Self::start([("REDIS_URL", redis.url().as_str())])
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// What the program has said so far.
+    pub fn log(&self) -> Vec<String> {
+        self.output.lines()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends a signal by name, as `kill` does.
+    pub fn signal(&self, name: &str) {
+        signal(self.process.id(), name);
+    }
+
+    /// Waits for the end of the program.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.process)
+    }
+
+    /// Has the program end, and gives all that it said.
+    pub fn stop(mut self) -> Vec<String> {
+        self.signal("TERM");
+        assert_eq!(self.wait().code(), Some(0));
+        self.all_lines()
+    }
+
+    /// All that the program said, once it has ended.
+    fn all_lines(&mut self) -> Vec<String> {
+        for reader in self.output.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        self.output.lines()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let log = self.all_lines();
+        if !thread::panicking() {
+            assert!(
+                !log.iter().any(|line| line.contains("panicked")),
+                "{log:#?}"
+            );
+        }
+    }
+}
+
+fn listening_port(line: &str) -> Option<u16> {
+    let (_, address) = line.split_once("listening on http://0.0.0.0:")?;
+    let digits = address.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+pub fn signal(process: u32, name: &str) {
+    let status = Command::new("kill")
+        .args(["-s", name, &process.to_string()])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// Waits for the end of a process, but not for ever.
+pub fn wait(process: &mut Child) -> ExitStatus {
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status;
+        }
+        assert!(begin.elapsed() < PATIENCE, "the process does not end");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A `redis-server` of the test's own, without persistence.
+pub struct Redis {
+    process: Child,
+    pub port: u16,
+    _directory: TempDir,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts it with these options beside its own.
+    pub fn start_with(options: &[&str]) -> Self {
+        // Between choosing a free port and taking it, another may: then with the next.
+        (0..10)
+            .find_map(|_| Self::try_start(free_port(), options))
+            .expect("redis-server does not start")
+    }
+
+    pub fn start_on(port: u16) -> Self {
+        Self::try_start(port, &[]).expect("redis-server does not start")
+    }
+
+    fn try_start(port: u16, options: &[&str]) -> Option<Self> {
+        let directory = TempDir::new().unwrap();
+        let mut process = Command::new("redis-server")
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+            ])
+            .args(options)
+            .current_dir(directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("redis-server is missing; tests/run installs it");
+        let mut log = BufReader::new(process.stdout.take().unwrap()).lines();
+        let ready = log
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains("Ready to accept connections"));
+        // Read on, or a full pipe would stop it.
+        thread::spawn(move || log.for_each(drop));
+        if !ready {
+            let _ = process.wait();
+            return None;
+        }
+        Some(Self {
+            process,
+            port,
+            _directory: directory,
+        })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Runs one command by `redis-cli` and gives what it prints.
+    pub fn cli(&self, command: &[&str]) -> String {
+        let output = self.cli_command().args(command).output().unwrap();
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .trim_end()
+            .to_owned()
+    }
+
+    fn cli_command(&self) -> Command {
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-p", &self.port.to_string(), "--raw"]);
+        cli
+    }
+
+    pub fn keys(&self) -> Vec<String> {
+        self.cli(&["KEYS", "*"])
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The commands that clients send from now on, what they call inside a script left out.
+    pub fn monitor(&self) -> Monitor<'_> {
+        let mut process = self
+            .cli_command()
+            .arg("MONITOR")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "OK");
+        Monitor {
+            redis: self,
+            process,
+            lines,
+        }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub struct Monitor<'a> {
+    redis: &'a Redis,
+    process: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Monitor<'_> {
+    /// The commands since the last call, in the order in which Redis ran them.
+    pub fn commands(&mut self) -> Vec<String> {
+        const MARK: &str = "\"ECHO\" \"end of the commands\"";
+        self.redis.cli(&["ECHO", "end of the commands"]);
+        self.lines
+            .by_ref()
+            .map(Result::unwrap)
+            .take_while(|line| !line.ends_with(MARK))
+            .filter(|line| !line.contains(" lua] "))
+            // 1700000000.000000 [0 127.0.0.1:50000] "EVALSHA" …
+            .map(|line| line.split_once("] ").unwrap().1.to_owned())
+            .collect()
+    }
+}
+
+impl Drop for Monitor<'_> {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Somebody with a cookie jar.
+#[derive(Clone)]
+pub struct Visitor {
+    client: Client,
+    /// `name=value` of the session's cookie.
+    pub cookie: Option<String>,
+    /// Sent with each request.
+    pub headers: HeaderMap,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Visitor {
+    pub fn new() -> Self {
+        Self::speaking(Client::builder())
+    }
+
+    pub fn speaking(http: reqwest::ClientBuilder) -> Self {
+        Self {
+            client: http.timeout(PATIENCE).build().unwrap(),
+            cookie: None,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    pub fn with_cookie(cookie: impl Into<String>) -> Self {
+        Self {
+            cookie: Some(cookie.into()),
+            ..Self::new()
+        }
+    }
+
+    /// Views a page as curl does, and keeps the cookie.
+    pub async fn view(&mut self, service: &Service, path: &str) -> Answer {
+        self.request(Method::GET, service, path, "*/*").await
+    }
+
+    /// The number that the page shows this visitor.
+    pub async fn count(&mut self, service: &Service, path: &str) -> u64 {
+        self.view(service, path).await.count()
+    }
+
+    pub async fn request(
+        &mut self,
+        method: Method,
+        service: &Service,
+        path: &str,
+        accept: &str,
+    ) -> Answer {
+        let mut request = self
+            .client
+            .request(method, service.url(path))
+            .headers(self.headers.clone())
+            .header(ACCEPT, accept);
+        if let Some(cookie) = &self.cookie {
+            request = request.header(COOKIE, cookie);
+        }
+        let response = request.send().await.unwrap();
+        let answer = Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: response.text().await.unwrap(),
+        };
+        if let Some(cookie) = answer.cookie() {
+            self.cookie = Some(cookie);
+        }
+        answer
+    }
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The number in the sentence, in text or in a page.
+    pub fn count(&self) -> u64 {
+        assert_eq!(self.status, 200, "{self:?}");
+        let number = self
+            .body
+            .split_once("you viewed this page ")
+            .and_then(|(_, rest)| rest.split_once(" times"))
+            .unwrap_or_else(|| panic!("no sentence: {self:?}"))
+            .0;
+        number.parse().unwrap()
+    }
+
+    /// `name=value` of the cookie that the answer sets.
+    pub fn cookie(&self) -> Option<String> {
+        let cookie = self.headers.get(SET_COOKIE)?.to_str().unwrap();
+        Some(cookie.split(';').next().unwrap().to_owned())
+    }
+}
+
+/// The session's id in a cookie, signed or not. A signature is 44 characters of Base64.
+pub fn session_id(cookie: &str) -> String {
+    let value = cookie.split_once('=').unwrap().1;
+    value[value.len() - 22..].to_owned()
+}

@@ -1,0 +1,64 @@
+//! Promise: views that overlap are all counted, once each, over any number of instances.
+
+use crate::common::{Redis, Service, Visitor};
+use futures_util::future::join_all;
+
+/// Of one visitor.
+const VIEWS: u64 = 4000;
+
+/// In flight at any time, each on a connection of its own.
+const AT_ONCE: u64 = 500;
+
+async fn assert_exact(services: &[Service]) {
+    let mut visitor = Visitor::new();
+    assert_eq!(visitor.count(&services[0], "/foo").await, 1);
+    let views = (0..AT_ONCE).map(|n| {
+        let mut visitor = visitor.clone();
+        let service = &services[n as usize % services.len()];
+        async move {
+            let mut counts = Vec::new();
+            for _ in 0..VIEWS / AT_ONCE {
+                counts.push(visitor.count(service, "/foo").await);
+            }
+            counts
+        }
+    });
+    let mut counts = join_all(views).await.concat();
+    counts.sort_unstable();
+    let expected: Vec<_> = (2..=VIEWS + 1).collect();
+    let wrong = counts
+        .iter()
+        .zip(&expected)
+        .find(|(count, expected)| count != expected);
+    assert_eq!(
+        wrong,
+        None,
+        "the first wrong number of {}, and the right one",
+        counts.len()
+    );
+    assert_eq!(counts.len(), expected.len());
+}
+
+#[tokio::test]
+async fn overlapping_views_over_two_instances_on_one_redis() {
+    let redis = Redis::start();
+    assert_exact(&[Service::on(&redis), Service::on(&redis)]).await;
+}
+
+#[tokio::test]
+async fn overlapping_views_on_the_embedded_store() {
+    assert_exact(&[Service::start([])]).await;
+}
+
+#[tokio::test]
+async fn two_instances_are_one_service() {
+    let redis = Redis::start();
+    let services = [Service::on(&redis), Service::on(&redis)];
+    let mut visitor = Visitor::new();
+    for view in 1..=10 {
+        assert_eq!(
+            visitor.count(&services[view as usize % 2], "/bar").await,
+            view
+        );
+    }
+}

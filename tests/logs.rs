@@ -1,0 +1,216 @@
+//! Promise: the log is quiet, tells each failure once, names the request's trace on Cloud Run, and
+//! never holds an id, a secret or a password.
+
+use crate::common::{BROWSER, Redis, Service, Visitor, eventually, session_id};
+use futures_util::join;
+use reqwest::{Method, header::HeaderValue};
+use serde_json::Value;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const SECRET: &str = "signed with this, which nobody may read";
+const PASSWORD: &str = "hunter2";
+
+#[tokio::test]
+async fn a_view_leaves_no_line() {
+    let redis = Redis::start();
+    for service in [Service::on(&redis), Service::start([])] {
+        let mut visitor = Visitor::new();
+        visitor.view(&service, "/").await;
+        let log = service.log();
+        for path in ["/", "/foo", "/unknown", "/health/ready", "/"] {
+            visitor.view(&service, path).await;
+            Visitor::with_cookie("id=malformed")
+                .view(&service, path)
+                .await;
+            Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA")
+                .view(&service, path)
+                .await;
+        }
+        let rest = service.stop().split_off(log.len());
+        assert_eq!(rest.len(), 1, "{rest:#?}");
+        assert!(rest[0].contains("stopped"), "{rest:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_view_is_one_warning_and_redis_lost_and_back_a_line_each() {
+    let redis = Redis::start();
+    let port = redis.port;
+    let service = Service::on(&redis);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    drop(redis);
+    // A returning and a new visitor, and one with an unknown id.
+    let mut failed = [
+        visitor.clone(),
+        Visitor::new(),
+        Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA"),
+    ];
+    for visitor in &mut failed {
+        assert_eq!(
+            visitor
+                .request(Method::GET, &service, "/", BROWSER)
+                .await
+                .status,
+            503
+        );
+    }
+    let _redis = Redis::start_on(port);
+    let lines =
+        |log: Vec<String>, part: &str| log.iter().filter(|line| line.contains(part)).count();
+    eventually("Redis back in the log", async || {
+        (lines(service.log(), "Redis is connected") == 2).then_some(())
+    })
+    .await;
+    visitor.view(&service, "/").await;
+    let log = service.stop();
+    assert_eq!(lines(log.clone(), "Redis is lost"), 1, "{log:#?}");
+    assert_eq!(lines(log.clone(), "Redis is connected"), 2, "{log:#?}");
+    assert_eq!(lines(log.clone(), "WARN"), 1 + failed.len(), "{log:#?}");
+}
+
+#[tokio::test]
+async fn without_redis_it_is_said_once() {
+    let service = Service::start([]);
+    Visitor::new().view(&service, "/").await;
+    let log = service.log();
+    assert_eq!(
+        log.iter().filter(|line| line.contains("REDIS_URL")).count(),
+        1,
+        "{log:#?}"
+    );
+}
+
+/// The log's lines as objects, each with Cloud Logging's fields.
+fn entries(service: &Service) -> Vec<Value> {
+    let entries: Vec<Value> = service
+        .log()
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    for entry in &entries {
+        let severity = entry["severity"].as_str().unwrap();
+        assert!(
+            ["DEBUG", "INFO", "WARNING", "ERROR"].contains(&severity),
+            "{entry}"
+        );
+        assert!(entry["message"].is_string(), "{entry}");
+        let time = entry["time"].as_str().unwrap();
+        assert!(
+            time.len() > 20 && time.contains('T') && time.ends_with('Z'),
+            "{entry}"
+        );
+    }
+    entries
+}
+
+#[tokio::test]
+async fn on_cloud_run_a_line_is_json_with_the_requests_trace() {
+    let redis = Redis::start();
+    let service = Service::start([
+        ("K_SERVICE", "sessions"),
+        ("GOOGLE_CLOUD_PROJECT", "a-project"),
+        ("REDIS_URL", &redis.url()),
+    ]);
+    Visitor::new().view(&service, "/").await;
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let cases = [
+        ("traceparent", traceparent.as_str(), true),
+        ("x-cloud-trace-context", &format!("{TRACE}/1;o=1"), true),
+        ("x-cloud-trace-context", TRACE, true),
+        ("x-other", &traceparent, false),
+        ("traceparent", "00", false),
+        ("traceparent", "00-4bf9-00f067aa0ba902b7-01", false),
+        (
+            "x-cloud-trace-context",
+            "4bf92f3577b34da6a3ce929d0e0e473\"/1",
+            false,
+        ),
+        ("x-cloud-trace-context", "", false),
+    ];
+    for (name, value, named) in cases {
+        let before = entries(&service);
+        assert!(
+            before.iter().all(|entry| entry["severity"] != "ERROR"),
+            "{before:#?}"
+        );
+        let mut visitor = Visitor::new();
+        visitor
+            .headers
+            .insert(name, HeaderValue::from_str(value).unwrap());
+        assert_eq!(visitor.view(&service, "/").await.status, 503);
+        let warning = eventually("the warning", async || {
+            entries(&service).get(before.len()).cloned()
+        })
+        .await;
+        assert_eq!(warning["severity"], "WARNING");
+        let trace = warning.get("logging.googleapis.com/trace");
+        let expected = Value::from(format!("projects/a-project/traces/{TRACE}"));
+        assert_eq!(trace, named.then_some(&expected), "{name}: {value}");
+    }
+    // What does not happen inside a request has no trace.
+    assert!(
+        entries(&service)[0]
+            .get("logging.googleapis.com/trace")
+            .is_none()
+    );
+}
+
+/// Logs all there is, on a Redis that does not know a command; it then answers with the arguments.
+async fn assert_nothing_secret_is_logged(unknown_command: Option<&str>) {
+    let options = match unknown_command {
+        Some(command) => &["--requirepass", PASSWORD, "--rename-command", command, ""][..],
+        None => &["--requirepass", PASSWORD],
+    };
+    let redis = Redis::start_with(options);
+    let service = Service::start([
+        (
+            "REDIS_URL",
+            format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port).as_str(),
+        ),
+        ("SESSION_SECRET", SECRET),
+        (
+            "RUST_LOG",
+            "trace,tower_sessions=trace,tower_sessions_core=trace",
+        ),
+    ]);
+    let mut secrets = vec![SECRET.to_owned(), PASSWORD.to_owned()];
+    let mut visitor = Visitor::new();
+    for path in ["/", "/", "/foo"] {
+        visitor.view(&service, path).await;
+        secrets.extend(visitor.cookie.clone());
+        secrets.extend(visitor.cookie.as_deref().map(session_id));
+    }
+    secrets.push("BBBBBBBBBBBBBBBBBBBBBB".to_owned());
+    Visitor::with_cookie("id=BBBBBBBBBBBBBBBBBBBBBB")
+        .view(&service, "/")
+        .await;
+    drop(redis);
+    visitor.view(&service, "/").await;
+    let log = service.stop();
+    assert!(log.iter().any(|line| line.contains("WARN")), "{log:#?}");
+    if let Some(command) = unknown_command {
+        assert!(
+            log.iter().any(|line| line.contains(command)),
+            "no {command} in {log:#?}"
+        );
+    }
+    for line in &log {
+        let told = secrets.iter().find(|secret| line.contains(secret.as_str()));
+        assert_eq!(told, None, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_secret_is_logged() {
+    assert_nothing_secret_is_logged(None).await;
+}
+
+#[tokio::test]
+async fn nothing_secret_is_logged_that_redis_repeats() {
+    join!(
+        assert_nothing_secret_is_logged(Some("EVALSHA")),
+        assert_nothing_secret_is_logged(Some("AUTH")),
+    );
+}

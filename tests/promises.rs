@@ -1,0 +1,16 @@
+//! What the service promises, one file each, tried on the real program beside real Redis servers.
+//!
+//! They are one program, so that it is built and linked once and all of them run side by side.
+
+mod common;
+
+mod bounded;
+mod commands;
+mod exact;
+mod hostile;
+mod logs;
+mod pages;
+mod sessions;
+mod settings;
+mod shutdown;
+mod unavailable;

@@ -1,0 +1,229 @@
+//! Promise: the cookie is the seed's, hardened; an id that is not a living session of ours gets a
+//! fresh session with a fresh id; a session ends SESSION_TTL after its last view.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use crate::common::{Redis, Service, Visitor, eventually, session_id};
+
+const SECRET: &str = "a secret of more than 32 characters";
+const UNKNOWN: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+
+async fn cookie_attributes(service: &Service) -> BTreeSet<String> {
+    let answer = Visitor::new().view(service, "/").await;
+    let cookie = answer.header("set-cookie").unwrap();
+    let id = answer.cookie().unwrap();
+    cookie
+        .replace(&id, id.split('=').next().unwrap())
+        .split("; ")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test]
+async fn the_cookie_ends_with_the_browser() {
+    let service = Service::start([]);
+    let expected = ["id", "HttpOnly", "SameSite=Lax", "Path=/"].map(str::to_owned);
+    assert_eq!(cookie_attributes(&service).await, expected.into());
+}
+
+#[tokio::test]
+async fn on_cloud_run_the_cookie_is_bound_to_host_and_https() {
+    let redis = Redis::start();
+    let service = Service::start([("K_SERVICE", "sessions"), ("REDIS_URL", &redis.url())]);
+    let expected = ["__Host-id", "HttpOnly", "SameSite=Lax", "Secure", "Path=/"].map(str::to_owned);
+    assert_eq!(cookie_attributes(&service).await, expected.into());
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    assert_eq!(visitor.count(&service, "/").await, 2);
+}
+
+#[tokio::test]
+async fn the_cookie_is_set_once() {
+    let redis = Redis::start();
+    for service in [Service::on(&redis), Service::start([])] {
+        let mut visitor = Visitor::new();
+        assert!(visitor.view(&service, "/").await.cookie().is_some());
+        for path in ["/", "/foo", "/"] {
+            assert_eq!(visitor.view(&service, path).await.cookie(), None);
+        }
+    }
+}
+
+/// Offers each cookie: the answer must be the first view of a session with an id of its own.
+async fn assert_fresh(service: &Service, redis: Option<&Redis>, offers: &[String]) {
+    for offer in offers {
+        let mut visitor = Visitor::with_cookie(offer);
+        let answer = visitor.view(service, "/").await;
+        assert_eq!(answer.count(), 1, "{offer}");
+        let id = session_id(&answer.cookie().expect("a fresh cookie"));
+        assert!(!offer.contains(&id), "{offer} was offered and taken");
+        if let Some(redis) = redis {
+            let keys = redis.keys();
+            assert!(keys.contains(&id), "{offer}");
+            assert!(
+                keys.iter().all(|key| !offer.contains(key.as_str())),
+                "{offer}: {keys:?}"
+            );
+        }
+        assert_eq!(visitor.count(service, "/").await, 2, "{offer}");
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_is_none_of_ours_gets_a_fresh_session() {
+    let offers = [
+        UNKNOWN,
+        "",
+        "x",
+        "AAAAAAAAAAAAAAAAAAAAA",
+        "AAAAAAAAAAAAAAAAAAAAAAA",
+        "AAAAAAAAAAAAAAAAAAAAA!",
+        "%41AAAAAAAAAAAAAAAAAAAAA",
+        "\"AAAAAAAAAAAAAAAAAAAAAA\"",
+        "../../etc/passwd",
+        "{}",
+        "*",
+        &"A".repeat(4000),
+    ]
+    .map(|id| format!("id={id}"));
+    let redis = Redis::start();
+    assert_fresh(&Service::on(&redis), Some(&redis), &offers).await;
+    assert_fresh(&Service::start([]), None, &offers).await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_gone_is_not_revived() {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    visitor.view(&service, "/").await;
+    let cookie = visitor.cookie.clone().unwrap();
+    // Only the record, as if the views outlived it.
+    assert_eq!(redis.cli(&["DEL", &session_id(&cookie)]), "1");
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    assert_ne!(visitor.cookie.unwrap(), cookie);
+    assert_eq!(redis.cli(&["EXISTS", &session_id(&cookie)]), "0");
+}
+
+#[tokio::test]
+async fn a_signed_cookie_cannot_be_made_or_changed_by_others() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let start = |secret| Service::start([("REDIS_URL", url.as_str()), ("SESSION_SECRET", secret)]);
+    let service = start(SECRET);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    assert_eq!(visitor.count(&service, "/").await, 2);
+    // The same secret elsewhere, the same visitor.
+    assert_eq!(visitor.count(&start(SECRET), "/").await, 3);
+
+    let signed = visitor.cookie.clone().unwrap();
+    let id = session_id(&signed);
+    let mut other = Visitor::new();
+    other
+        .view(&start("another secret of at least 32 characters"), "/")
+        .await;
+    let offers = [
+        // Right id, no signature.
+        format!("id={id}"),
+        // Right signature, other id.
+        signed.replace(&id, UNKNOWN),
+        // Right id, wrong signature.
+        format!("id={}{id}", "A".repeat(44)),
+        // Signed with another secret.
+        other.cookie.unwrap(),
+    ];
+    for offer in &offers {
+        let answer = Visitor::with_cookie(offer).view(&service, "/").await;
+        assert_eq!(answer.count(), 1, "{offer}");
+        assert!(
+            !offer.contains(&session_id(&answer.cookie().unwrap())),
+            "{offer}"
+        );
+    }
+    assert_eq!(
+        visitor.count(&service, "/").await,
+        4,
+        "what others offered was counted"
+    );
+}
+
+#[tokio::test]
+async fn each_view_renews_the_session_in_redis() {
+    let redis = Redis::start();
+    let service = Service::start([("REDIS_URL", redis.url().as_str()), ("SESSION_TTL", "1000")]);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    visitor.view(&service, "/").await;
+    for key in redis.keys() {
+        redis.cli(&["EXPIRE", &key, "500"]);
+    }
+    visitor.view(&service, "/").await;
+    let keys = redis.keys();
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    for key in keys {
+        let left: i64 = redis.cli(&["TTL", &key]).parse().unwrap();
+        assert!((501..=1000).contains(&left), "{left} s left of 1000");
+    }
+}
+
+#[tokio::test]
+async fn an_expired_session_is_over_in_redis() {
+    let redis = Redis::start();
+    let service = Service::start([("REDIS_URL", redis.url().as_str()), ("SESSION_TTL", "1")]);
+    let mut visitor = Visitor::new();
+    for views in 1..=2 {
+        visitor.cookie = None;
+        let begin = Instant::now();
+        for view in 1..=views {
+            // Within a second of the one before, so it lives.
+            assert_eq!(
+                visitor.count(&service, "/").await,
+                view,
+                "{:?}",
+                begin.elapsed()
+            );
+        }
+        let old = visitor.cookie.clone();
+        eventually("an empty Redis", async || {
+            redis.keys().is_empty().then_some(())
+        })
+        .await;
+        assert!(
+            begin.elapsed() >= Duration::from_secs(1),
+            "ended after {:?}",
+            begin.elapsed()
+        );
+        assert_eq!(visitor.count(&service, "/").await, 1);
+        assert_ne!(visitor.cookie, old);
+    }
+}
+
+#[tokio::test]
+async fn an_expired_session_is_over_in_the_embedded_store() {
+    const TTL: Duration = Duration::from_secs(3);
+    let service = Service::start([("SESSION_TTL", "3")]);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    let begin = Instant::now();
+    let mut views = 1;
+    while begin.elapsed() < TTL + TTL / 2 {
+        tokio::time::sleep(TTL / 6).await;
+        views += 1;
+        assert_eq!(
+            visitor.count(&service, "/").await,
+            views,
+            "{:?}",
+            begin.elapsed()
+        );
+    }
+    // The process's clock cannot be watched from here.
+    tokio::time::sleep(TTL + Duration::from_millis(100)).await;
+    let old = visitor.cookie.clone();
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    assert_ne!(visitor.cookie, old);
+}

@@ -1,0 +1,303 @@
+//! Promise: every setting is read from the environment or a flag; a bad one ends the program at
+//! once, with one line that names it, what was wrong and what is allowed, and shows no secret.
+
+use std::{
+    ffi::OsStr,
+    io::Read,
+    os::unix::ffi::OsStrExt,
+    process::{Command, Stdio},
+};
+
+use crate::common::{Redis, Service, Visitor, eventually, free_port, program, wait};
+
+/// Stands in every secret here.
+const MARK: &str = "hunter2";
+
+const VARIABLES: [&str; 5] = [
+    "PORT",
+    "REDIS_URL",
+    "SESSION_TTL",
+    "SESSION_SECRET",
+    "RUST_LOG",
+];
+
+/// Exit code, standard output and standard error of a program that ends by itself.
+fn run(program: &mut Command) -> (Option<i32>, String, String) {
+    let mut process = program
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = wait(&mut process);
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    process.stdout.unwrap().read_to_string(&mut stdout).unwrap();
+    process.stderr.unwrap().read_to_string(&mut stderr).unwrap();
+    (status.code(), stdout, stderr)
+}
+
+/// The program must refuse, in one line with these parts.
+fn assert_refused(program: &mut Command, parts: &[&str]) {
+    let (code, stdout, stderr) = run(program);
+    assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(!stderr.contains(MARK), "shows a secret: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+}
+
+#[test]
+fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
+    const URLS: &str = "redis://, rediss://, redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://";
+    let long = MARK.repeat(10);
+    let bad: &[(&str, &str, &[&str])] = &[
+        ("PORT", "", &["PORT", "0 to 65535"]),
+        ("PORT", "http", &["PORT", "0 to 65535"]),
+        ("PORT", "65536", &["PORT", "0 to 65535"]),
+        ("PORT", "-1", &["PORT", "0 to 65535"]),
+        ("SESSION_TTL", "0", &["SESSION_TTL", "1 to 4294967295"]),
+        ("SESSION_TTL", "-5", &["SESSION_TTL", "1 to 4294967295"]),
+        ("SESSION_TTL", "1h", &["SESSION_TTL", "1 to 4294967295"]),
+        ("SESSION_TTL", "1.5", &["SESSION_TTL", "1 to 4294967295"]),
+        (
+            "SESSION_TTL",
+            "4294967296",
+            &["SESSION_TTL", "1 to 4294967295"],
+        ),
+        (
+            "SESSION_SECRET",
+            "",
+            &["SESSION_SECRET", "0 characters", "32 or more"],
+        ),
+        (
+            "SESSION_SECRET",
+            "hunter2",
+            &["SESSION_SECRET", "7 characters", "32 or more"],
+        ),
+        // 30 characters in 60 bytes.
+        (
+            "SESSION_SECRET",
+            &"ä".repeat(30),
+            &["SESSION_SECRET", "30 characters", "32 or more"],
+        ),
+        (
+            "RUST_LOG",
+            "cloud_run_sessions=loud",
+            &["RUST_LOG", "info, debug"],
+        ),
+        ("REDIS_URL", "", &["REDIS_URL", "scheme", URLS]),
+        ("REDIS_URL", "hunter2", &["REDIS_URL", "scheme", URLS]),
+        ("REDIS_URL", &long, &["REDIS_URL", "scheme", URLS]),
+        (
+            "REDIS_URL",
+            "localhost:6379",
+            &["REDIS_URL", "scheme", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "http://:hunter2@localhost",
+            &["REDIS_URL", "scheme", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis+unix://:hunter2@localhost/x",
+            &["REDIS_URL", "scheme", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "hunter2://localhost",
+            &["REDIS_URL", "scheme", URLS],
+        ),
+        ("REDIS_URL", "redis://", &["REDIS_URL", "host", URLS]),
+        (
+            "REDIS_URL",
+            "redis://:hunter2@",
+            &["REDIS_URL", "host", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2@/1",
+            &["REDIS_URL", "host", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2@localhost:hunter2",
+            &["REDIS_URL", "port", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2@localhost:65536",
+            &["REDIS_URL", "port", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2@localhost/hunter2",
+            &["REDIS_URL", "malformed", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2@localhost/1/2",
+            &["REDIS_URL", "database", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2#@localhost",
+            &["REDIS_URL", "malformed", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2%ff@localhost",
+            &["REDIS_URL", "malformed", URLS],
+        ),
+        (
+            "REDIS_URL",
+            "redis-sentinel://:hunter2@localhost",
+            &["REDIS_URL", "malformed", URLS],
+        ),
+    ];
+    for (name, value, parts) in bad {
+        assert_refused(program([]).env(name, value), parts);
+        let flag = format!("--{}={value}", name.to_lowercase().replace('_', "-"));
+        assert_refused(program([]).arg(flag), parts);
+    }
+    for name in VARIABLES {
+        assert_refused(
+            program([]).env(name, OsStr::from_bytes(b"hunter2\xff")),
+            &[name, "UTF-8"],
+        );
+    }
+}
+
+#[test]
+fn a_bad_flag_is_refused() {
+    assert_refused(program([]).arg("--prot=80"), &["--prot", "--help"]);
+    assert_refused(program([]).arg("--port"), &["--port", "--help"]);
+    assert_refused(
+        program([]).args(["--port=1", "--port=2"]),
+        &["--port", "--help"],
+    );
+    // Whatever it is, it may be a secret.
+    assert_refused(
+        program([]).arg("redis://:hunter2@localhost"),
+        &["argument", "--help"],
+    );
+    assert_refused(
+        program([]).arg("--redis-urlredis://:hunter2@localhost"),
+        &["argument", "--help"],
+    );
+}
+
+#[test]
+fn cloud_run_without_redis_is_refused() {
+    let parts = ["REDIS_URL", "not set", "Cloud Run", "redis://"];
+    assert_refused(program([]).env("K_SERVICE", "sessions"), &parts);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (code, _, stderr) = run(program([]).env("PORT", &port));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(
+        stderr.contains("PORT") && stderr.contains(&port),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn help_lists_the_settings_and_shows_no_secret() {
+    let url = format!("redis://:{MARK}@localhost");
+    let secret = MARK.repeat(10);
+    let secrets = [
+        ("REDIS_URL", url.as_str()),
+        ("SESSION_SECRET", secret.as_str()),
+    ];
+    for flag in ["--help", "-h"] {
+        let (code, stdout, stderr) = run(program(secrets).arg(flag));
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        assert!(!stdout.contains(MARK), "{stdout}");
+        for name in VARIABLES {
+            let flag = format!("--{} ", name.to_lowercase().replace('_', "-"));
+            assert!(
+                stdout.contains(&flag) && stdout.contains(name),
+                "no {name} in {stdout}"
+            );
+        }
+        for default in ["8080", "86400", "info"] {
+            assert!(
+                stdout.contains(&format!("[default: {default}]")),
+                "{stdout}"
+            );
+        }
+    }
+}
+
+#[test]
+fn version_is_the_packages() {
+    let (code, stdout, _) = run(program([]).arg("--version"));
+    let expected = format!("cloud-run-sessions {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((code, stdout), (Some(0), expected));
+}
+
+#[tokio::test]
+async fn a_flag_outranks_the_environment() {
+    let port = free_port().to_string();
+    let mut process = program([("PORT", "1")])
+        .args(["--port", &port])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the port", async || {
+        reqwest::get(format!("http://127.0.0.1:{port}/health/live"))
+            .await
+            .ok()
+    })
+    .await;
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[tokio::test]
+async fn the_extremes_of_the_time_to_live_work() {
+    let redis = Redis::start();
+    for ttl in ["1", "4294967295"] {
+        for url in [Some(redis.url()), None] {
+            let url = url.as_deref().map(|url| ("REDIS_URL", url));
+            let service = Service::start(url.into_iter().chain([("SESSION_TTL", ttl)]));
+            let mut visitor = Visitor::new();
+            assert_eq!(visitor.count(&service, "/").await, 1);
+            assert_eq!(visitor.count(&service, "/").await, 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn credentials_and_database_of_the_url_are_used() {
+    let redis = Redis::start();
+    // An @ and a : in the password, as in the URL's 30 forms of trouble.
+    redis.cli(&[
+        "ACL",
+        "SETUSER",
+        "ada",
+        "on",
+        ">p@ss:word/",
+        "~*",
+        "&*",
+        "+@all",
+    ]);
+    redis.cli(&["ACL", "SETUSER", "default", "off"]);
+    let url = format!("redis://ada:p%40ss%3Aword%2F@localhost:{}/3", redis.port);
+    let service = Service::start([("REDIS_URL", url.as_str())]);
+    let mut visitor = Visitor::new();
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    assert_eq!(visitor.count(&service, "/").await, 2);
+    let info = redis.cli(&["--user", "ada", "--pass", "p@ss:word/", "INFO", "keyspace"]);
+    assert!(info.contains("db3:keys=2"), "{info}");
+    assert!(
+        !service.log().iter().any(|line| line.contains("p@ss")),
+        "{:#?}",
+        service.log()
+    );
+}

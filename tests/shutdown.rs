@@ -1,0 +1,146 @@
+//! Promise: SIGTERM or Ctrl-C stops accepting, answers what is in flight, closes Redis and ends the
+//! program with 0, well within the platform's 10 s.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use crate::common::{PATIENCE, Redis, Service, Visitor, eventually, signal};
+
+/// Between SIGTERM and SIGKILL.
+const PLATFORM: Duration = Duration::from_secs(10);
+
+const VIEW: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+fn connect(service: &Service) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Reads one answer, with a body of which the end is known.
+fn read_answer(stream: &mut TcpStream, end: &str) -> String {
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&answer).ends_with(end) {
+        let read = stream.read(&mut buffer).unwrap();
+        assert_ne!(
+            read,
+            0,
+            "closed after {:?}",
+            String::from_utf8_lossy(&answer)
+        );
+        answer.extend_from_slice(&buffer[..read]);
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+/// Bytes that clients have sent and the service has not read, on all its connections.
+fn unread(service: &Service) -> u64 {
+    let port = format!(":{:04X}", service.port);
+    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+    sockets
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            // local address, remote address, state (01: established), send:receive queue
+            let ours = fields[1].ends_with(&port) && fields[3] == "01";
+            ours.then(|| u64::from_str_radix(fields[4].split_once(':').unwrap().1, 16).unwrap())
+        })
+        .sum()
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_answered() {
+    const VIEWS: usize = 40;
+    for signal in ["TERM", "INT"] {
+        let redis = Redis::start();
+        let mut service = Service::on(&redis);
+        // Each accepted, so none is left in the queue of the listener, which ends with it.
+        let mut streams: Vec<_> = (0..VIEWS).map(|_| connect(&service)).collect();
+        for stream in &mut streams {
+            stream.write_all(VIEW).unwrap();
+            read_answer(stream, "times");
+        }
+        redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+        for stream in &mut streams {
+            stream.write_all(VIEW).unwrap();
+        }
+        eventually("all views read", async || {
+            (unread(&service) == 0).then_some(())
+        })
+        .await;
+
+        let begin = Instant::now();
+        service.signal(signal);
+        eventually("refused connections", async || {
+            TcpStream::connect(("127.0.0.1", service.port)).err()
+        })
+        .await;
+        redis.cli(&["CLIENT", "UNPAUSE"]);
+        for stream in &mut streams {
+            let answer = read_answer(stream, "times");
+            assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        }
+        assert_eq!(service.wait().code(), Some(0), "{:#?}", service.log());
+        assert!(begin.elapsed() < PLATFORM, "{:?}", begin.elapsed());
+        eventually("a Redis without clients", async || {
+            // But for the one that asks.
+            (redis.cli(&["CLIENT", "LIST"]).lines().count() == 1).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_not_waited_for() {
+    let mut service = Service::start([]);
+    let mut streams: Vec<_> = (0..20).map(|_| connect(&service)).collect();
+    // Half of them have been used and are kept alive.
+    for stream in &mut streams[..10] {
+        stream.write_all(VIEW).unwrap();
+        read_answer(stream, "times");
+    }
+    let begin = Instant::now();
+    service.signal("TERM");
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(begin.elapsed() < PLATFORM / 4, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn who_never_ends_a_request_is_not_waited_for_long() {
+    let mut service = Service::start([]);
+    let mut stream = connect(&service);
+    stream.write_all(b"GET / HTTP/1.1\r\nhost:").unwrap();
+    eventually("the head read", async || {
+        (unread(&service) == 0).then_some(())
+    })
+    .await;
+    let begin = Instant::now();
+    service.signal("TERM");
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(begin.elapsed() < PLATFORM / 2, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_redis_that_is_away_or_frozen_is_not_waited_for_long() {
+    let redis = Redis::start();
+    let mut services = [Service::on(&redis), Service::on(&redis)];
+    for service in &services {
+        Visitor::new().view(service, "/").await;
+    }
+    signal(redis.id(), "STOP");
+    let begin = Instant::now();
+    services[0].signal("TERM");
+    assert_eq!(services[0].wait().code(), Some(0));
+    assert!(begin.elapsed() < PLATFORM / 2, "{:?}", begin.elapsed());
+
+    drop(redis);
+    let begin = Instant::now();
+    services[1].signal("TERM");
+    assert_eq!(services[1].wait().code(), Some(0));
+    assert!(begin.elapsed() < PLATFORM / 2, "{:?}", begin.elapsed());
+}

@@ -1,0 +1,118 @@
+//! Promise: if the store fails, a visitor is told so within 3 s, in one clear sentence, with no
+//! cookie; and the service is back with Redis, by itself.
+
+use std::time::{Duration, Instant};
+
+use crate::common::{Answer, BROWSER, Redis, Service, Visitor, eventually, free_port, signal};
+use futures_util::future::join_all;
+use reqwest::Method;
+
+const PROMISE: Duration = Duration::from_secs(3);
+const SENTENCE: &str = "your session is out of reach for the moment, please try again";
+
+fn assert_unavailable(answer: &Answer, content_type: &str) {
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some(content_type));
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert_eq!(answer.header("vary"), Some("Accept, Cookie"));
+    assert_eq!(answer.cookie(), None);
+}
+
+/// A returning visitor, a new one, and ones with an unknown and with a malformed id, all at once.
+async fn assert_all_unavailable(service: &Service, returning: &Visitor) {
+    let visitors = [
+        returning.clone(),
+        Visitor::new(),
+        Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA"),
+        Visitor::with_cookie("id=malformed"),
+    ];
+    let answers = visitors.iter().flat_map(|visitor| {
+        ["*/*", BROWSER].map(|accept| {
+            let mut visitor = visitor.clone();
+            async move {
+                let begin = Instant::now();
+                let answer = visitor.request(Method::GET, service, "/", accept).await;
+                (accept, answer, begin.elapsed())
+            }
+        })
+    });
+    for (accept, answer, elapsed) in join_all(answers).await {
+        if accept == BROWSER {
+            assert_unavailable(&answer, "text/html; charset=utf-8");
+            assert!(answer.body.contains(SENTENCE), "{answer:?}");
+        } else {
+            assert_unavailable(&answer, "text/plain; charset=utf-8");
+            assert_eq!(answer.body, SENTENCE);
+        }
+        assert!(elapsed < PROMISE, "an answer took {elapsed:?}");
+    }
+    let ready = Visitor::new().view(service, "/health/ready").await;
+    assert_eq!(ready.status, 503);
+    let live = Visitor::new().view(service, "/health/live").await;
+    assert_eq!(live.status, 200);
+}
+
+#[tokio::test]
+async fn redis_that_is_gone() {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    drop(redis);
+    assert_all_unavailable(&service, &visitor).await;
+}
+
+#[tokio::test]
+async fn redis_that_does_not_answer() {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    signal(redis.id(), "STOP");
+    assert_all_unavailable(&service, &visitor).await;
+    signal(redis.id(), "CONT");
+    eventually("a view", async || {
+        (visitor.view(&service, "/").await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn redis_that_refuses() {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let refused = Visitor::new().view(&service, "/").await;
+    assert_unavailable(&refused, "text/plain; charset=utf-8");
+    let warnings = service
+        .log()
+        .into_iter()
+        .filter(|line| line.contains("WARN"));
+    let warnings: Vec<_> = warnings.collect();
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].contains("OOM"), "no reason: {warnings:#?}");
+    // The script renews first, which a full Redis allows, and what follows is then allowed too.
+    assert_eq!(visitor.count(&service, "/").await, 2);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(Visitor::new().count(&service, "/").await, 1);
+}
+
+#[tokio::test]
+async fn redis_that_comes_later() {
+    let port = free_port();
+    let url = format!("redis://127.0.0.1:{port}");
+    let service = Service::start([("REDIS_URL", url.as_str())]);
+    assert_all_unavailable(&service, &Visitor::new()).await;
+    let _redis = Redis::start_on(port);
+    eventually("a view", async || {
+        (Visitor::new().view(&service, "/").await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(
+        Visitor::new().view(&service, "/health/ready").await.status,
+        200
+    );
+}
