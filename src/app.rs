@@ -12,7 +12,7 @@ use crate::{config::Config, error, health, pages, session, store::Store, telemet
 
 /// The service, on this store.
 pub fn router(store: &Store, config: &Config) -> Router {
-    let page = counted(get(pages::page), store, config).head(pages::head);
+    let page = counted(get(pages::page), store, config);
     let router = Router::new()
         .route("/", page.clone())
         .route("/foo", page.clone())
@@ -40,9 +40,9 @@ pub fn router(store: &Store, config: &Config) -> Router {
     }
 }
 
-/// A page with a session, whose views are counted. The methods that `page` does not handle are
-/// answered without either.
+/// A page with a session, whose views are counted: each request of the methods that `page` handles.
+/// Others, and `HEAD`, are answered without either.
 pub fn counted(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
     let page = page.route_layer(from_fn_with_state(store.clone(), views::count_views));
-    session::with_sessions(page, store, config)
+    session::with_sessions(page, store, config).head(pages::head)
 }

@@ -121,8 +121,16 @@ impl SessionStore for Store {
     }
 
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        self.records().delete(id).await.inspect_err(report)
+        let deleted = match &self.backend {
+            Backend::Redis(sessions) => sessions.delete(id).await.map_err(backend_error),
+            Backend::Memory(sessions) => sessions.delete(id).await,
+        };
+        deleted.inspect_err(report)
     }
+}
+
+fn backend_error(error: Error) -> session_store::Error {
+    session_store::Error::Backend(error.to_string())
 }
 
 fn report(error: &impl ToString) {

@@ -9,6 +9,7 @@ mod commands;
 mod exact;
 mod hostile;
 mod logs;
+mod own_data;
 mod pages;
 mod sessions;
 mod settings;

@@ -6,7 +6,7 @@ use fred::{
     bytes_utils::Str,
     clients::WithOptions,
     error::Error as RedisError,
-    prelude::{Client, ClientLike, LuaInterface},
+    prelude::{Client, ClientLike, KeysInterface, LuaInterface},
     types::{Value, config::Options},
     util::sha1_hash,
 };
@@ -50,10 +50,7 @@ impl Sessions {
 
     /// See [`super::Store::count_view`]. One command.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
-        let record = id.to_string();
-        // The braces put the views where the record is, in Redis Cluster.
-        let views = format!("views:{{{record}}}");
-        let keys = vec![record, views];
+        let keys = keys(id);
         let args = vec![Value::from(path), Value::from(self.ttl)];
         let counted = self
             .once
@@ -69,6 +66,11 @@ impl Sessions {
         Ok((count > 0).then_some(count))
     }
 
+    /// Deletes the session, its views too.
+    pub async fn delete(&self, id: &Id) -> Result<(), Error> {
+        Ok(self.once.del(keys(id)).await?)
+    }
+
     /// See [`super::Store::ping`].
     pub async fn ping(&self) -> Result<(), Error> {
         Ok(self.once.ping(None).await?)
@@ -80,10 +82,18 @@ impl Sessions {
         let _ = timeout(CLOSE_TIMEOUT, self.once.quit()).await;
     }
 
-    /// The records alone, without what keeps them alive.
+    /// The records, without their views.
     pub fn records(&self) -> &RedisStore<Client> {
         &self.records
     }
+}
+
+/// The keys of a session: its record and its views.
+fn keys(id: &Id) -> Vec<String> {
+    let record = id.to_string();
+    // The braces put the views where the record is, in Redis Cluster.
+    let views = format!("views:{{{record}}}");
+    vec![record, views]
 }
 
 fn is_unknown_script(error: &RedisError) -> bool {

@@ -110,10 +110,6 @@ impl Service {
         Self::start([("REDIS_URL", redis.url().as_str())])
     }
 
-    pub fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
-    }
-
     /// What the program has said so far.
     pub fn log(&self) -> Vec<String> {
         self.output.lines()
@@ -170,8 +166,9 @@ fn listening_port(line: &str) -> Option<u16> {
 }
 
 pub fn signal(process: u32, name: &str) {
-    let status = Command::new("kill")
-        .args(["-s", name, &process.to_string()])
+    // The shell's own; a program of that name is not on every machine.
+    let status = Command::new("sh")
+        .args(["-c", "kill -s $0 $1", name, &process.to_string()])
         .status();
     assert!(status.unwrap().success());
 }
@@ -338,6 +335,23 @@ pub fn free_port() -> u16 {
         .port()
 }
 
+/// What a visitor can visit, by its port on this machine.
+pub trait Port {
+    fn port(&self) -> u16;
+}
+
+impl Port for Service {
+    fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Port for u16 {
+    fn port(&self) -> u16 {
+        *self
+    }
+}
+
 /// Somebody with a cookie jar.
 #[derive(Clone)]
 pub struct Visitor {
@@ -376,25 +390,25 @@ impl Visitor {
     }
 
     /// Views a page as curl does, and keeps the cookie.
-    pub async fn view(&mut self, service: &Service, path: &str) -> Answer {
+    pub async fn view(&mut self, service: &impl Port, path: &str) -> Answer {
         self.request(Method::GET, service, path, "*/*").await
     }
 
     /// The number that the page shows this visitor.
-    pub async fn count(&mut self, service: &Service, path: &str) -> u64 {
+    pub async fn count(&mut self, service: &impl Port, path: &str) -> u64 {
         self.view(service, path).await.count()
     }
 
     pub async fn request(
         &mut self,
         method: Method,
-        service: &Service,
+        service: &impl Port,
         path: &str,
         accept: &str,
     ) -> Answer {
         let mut request = self
             .client
-            .request(method, service.url(path))
+            .request(method, format!("http://127.0.0.1:{}{path}", service.port()))
             .headers(self.headers.clone())
             .header(ACCEPT, accept);
         if let Some(cookie) = &self.cookie {
