@@ -9,7 +9,7 @@ use clap::{
 };
 use cookie::Key;
 use fred::types::config::Config as RedisConfig;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{ParseError, Targets};
 
 /// The schemes of `REDIS_URL`: one server, a Cluster, Sentinel; the second of each pair by TLS.
 const REDIS_SCHEMES: [&str; 6] = [
@@ -156,9 +156,15 @@ fn session_secret(value: &str) -> Result<Key, String> {
 }
 
 fn rust_log(value: &str) -> Result<Targets, String> {
-    format!("{QUIET},{value}").parse().map_err(|error| {
+    let filter = match value {
+        "" => Err("it is empty".to_owned()),
+        value => format!("{QUIET},{value}")
+            .parse()
+            .map_err(|error: ParseError| error.to_string()),
+    };
+    filter.map_err(|problem| {
         format!(
-            "is no filter: {error}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,..."
+            "is no filter: {problem}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,..."
         )
     })
 }

@@ -58,6 +58,14 @@ async fn a_million_visits() {
         assert_eq!(regular.count(&service, "/").await, views);
         visit(&service, SESSIONS / 2);
     }
+    let mut late = Visitor::new();
+    late.view(&service, "/").await;
+    visit(&service, SESSIONS / 2);
+    assert_eq!(
+        late.count(&service, "/").await,
+        2,
+        "a full store turns visitors away"
+    );
     assert_eq!(forgotten.count(&service, "/").await, 1, "kept for ever");
     let peak = megabytes(&service);
     println!("{peak} MB at the peak of {VISITS} visits");

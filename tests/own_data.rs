@@ -8,6 +8,7 @@ use cloud_run_sessions::{
     config::Config,
     error::Error,
     server,
+    session::with_sessions,
     store::Store,
     views::ViewCount,
 };
@@ -52,6 +53,13 @@ async fn leave(session: Session) -> Result<&'static str, Error> {
     Ok("gone")
 }
 
+/// Begins the session anew, as one does at a login.
+async fn begin(session: Session) -> Result<String, Error> {
+    session.flush().await?;
+    session.insert("begun", true).await?;
+    Ok("begun".to_owned())
+}
+
 /// Serves the service with these pages and gives its port.
 async fn serve(settings: &[&str]) -> u16 {
     let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
@@ -60,6 +68,7 @@ async fn serve(settings: &[&str]) -> u16 {
     let app = app::router(&store, &config)
         .route("/keep/{index}", counted(get(keep), &store, &config))
         .route("/kept", counted(get(kept), &store, &config))
+        .route("/begin", with_sessions(get(begin), &store, &config))
         .route("/leave", counted(get(leave), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -123,5 +132,18 @@ async fn a_session_that_its_visitor_leaves_is_gone_with_its_views() {
         assert_eq!(visitor.count(&service, "/").await, 1);
         assert_ne!(visitor.cookie, Some(cookie));
         redis.cli(&["FLUSHALL"]);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_begins_anew_does_not_take_the_id_that_was_offered() {
+    let redis = Redis::start();
+    let redis = serve(&["--redis-url", &redis.url()]).await;
+    let memory = serve(&[]).await;
+    for service in [redis, memory] {
+        let offered = "id=AAAAAAAAAAAAAAAAAAAAAA";
+        let mut visitor = Visitor::with_cookie(offered);
+        assert_eq!(visitor.view(&service, "/begin").await.body, "begun");
+        assert_ne!(visitor.cookie.as_deref(), Some(offered));
     }
 }

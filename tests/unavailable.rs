@@ -1,9 +1,14 @@
 //! Promise: if the store fails, a visitor is told so within 3 s, in one clear sentence, with no
 //! cookie; and the service is back with Redis, by itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
 
-use crate::common::{Answer, BROWSER, Redis, Service, Visitor, eventually, free_port, signal};
+use crate::common::{
+    Answer, BROWSER, Proxy, Redis, Service, Visitor, eventually, free_port, signal,
+};
 use futures_util::future::join_all;
 use reqwest::Method;
 
@@ -79,6 +84,31 @@ async fn redis_that_does_not_answer() {
 }
 
 #[tokio::test]
+async fn redis_that_is_slow() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
+    let url = format!("redis://127.0.0.1:{}", proxy.port);
+    let service = Service::start([("REDIS_URL", url.as_str())]);
+    assert_eq!(Visitor::new().count(&service, "/").await, 1);
+    // Each command is answered in time, but an unknown id takes three: count, read, create.
+    proxy.delay.store(1200, Relaxed);
+    let begin = Instant::now();
+    let mut unknown = Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA");
+    assert_unavailable(
+        &unknown.view(&service, "/").await,
+        "text/plain; charset=utf-8",
+    );
+    assert!(
+        begin.elapsed() < PROMISE,
+        "the answer took {:?}",
+        begin.elapsed()
+    );
+    let log = service.stop();
+    let warnings = log.iter().filter(|line| line.contains("no answer within"));
+    assert_eq!(warnings.count(), 1, "{log:#?}");
+}
+
+#[tokio::test]
 async fn redis_that_refuses() {
     let redis = Redis::start();
     let service = Service::on(&redis);
@@ -87,17 +117,14 @@ async fn redis_that_refuses() {
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     let refused = Visitor::new().view(&service, "/").await;
     assert_unavailable(&refused, "text/plain; charset=utf-8");
-    let warnings = service
-        .log()
-        .into_iter()
-        .filter(|line| line.contains("WARN"));
-    let warnings: Vec<_> = warnings.collect();
-    assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(warnings[0].contains("OOM"), "no reason: {warnings:#?}");
     // The script renews first, which a full Redis allows, and what follows is then allowed too.
     assert_eq!(visitor.count(&service, "/").await, 2);
     redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(Visitor::new().count(&service, "/").await, 1);
+    let log = service.stop();
+    let warnings: Vec<_> = log.iter().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].contains("OOM"), "no reason: {warnings:#?}");
 }
 
 #[tokio::test]

@@ -3,9 +3,11 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    net::TcpListener,
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -15,6 +17,10 @@ use reqwest::{
     header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
 };
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 /// Longer than anything here takes, unless it never comes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -327,8 +333,51 @@ impl Drop for Monitor<'_> {
     }
 }
 
+/// A way to a Redis that can become slow.
+pub struct Proxy {
+    pub port: u16,
+    /// Milliseconds by which each answer comes later.
+    pub delay: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    pub async fn start(redis: &Redis) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (port, redis) = (listener.local_addr().unwrap().port(), redis.port);
+        let delay = Arc::new(AtomicU64::new(0));
+        let answers_delay = delay.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(("127.0.0.1", redis)).await.unwrap();
+                tokio::spawn(pass_on(client, server, answers_delay.clone()));
+            }
+        });
+        Self { port, delay }
+    }
+}
+
+/// Passes on what either says, until either ends.
+async fn pass_on(client: TcpStream, server: TcpStream, delay: Arc<AtomicU64>) {
+    let (mut requests, mut to_client) = client.into_split();
+    let (mut answers, mut to_server) = server.into_split();
+    let requests = tokio::io::copy(&mut requests, &mut to_server);
+    let answers = async {
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = answers.read(&mut buffer).await {
+            tokio::time::sleep(Duration::from_millis(delay.load(Relaxed))).await;
+            if to_client.write_all(&buffer[..read]).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        _ = requests => {}
+        () = answers => {}
+    }
+}
+
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0))
+    std::net::TcpListener::bind(("127.0.0.1", 0))
         .unwrap()
         .local_addr()
         .unwrap()
