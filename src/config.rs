@@ -8,7 +8,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use cookie::Key;
-use fred::types::config::Config as RedisConfig;
+use fred::{error::ErrorKind as RedisErrorKind, types::config::Config as RedisConfig};
 use tracing_subscriber::filter::{ParseError, Targets};
 
 /// The schemes of `REDIS_URL`: one server, a Cluster, Sentinel; the second of each pair by TLS.
@@ -41,7 +41,8 @@ pub struct Config {
 
     /// Redis to keep sessions in, `redis://[user:password@]host[:port][/database]`, or with
     /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://;
-    /// without it, sessions live and end with this process
+    /// `?node=host:port` adds a node, `?sentinelServiceName=name` names Sentinel's service; without
+    /// it, sessions live and end with this process
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 
@@ -120,6 +121,11 @@ fn redis_url(value: &str) -> Result<RedisConfig, String> {
             Err(format!("names no host; {}", allowed_urls()))
         }
         Ok(redis) => Ok(redis),
+        Err(error) if *error.kind() == RedisErrorKind::Tls => Err(format!(
+            "asks for TLS, but the trusted certificates cannot be had: {}; allowed: those of the \
+             system, or PEM in the file that SSL_CERT_FILE names",
+            error.details()
+        )),
         Err(error) => Err(format!(
             "is malformed: {}; {}",
             error.details(),
@@ -130,7 +136,8 @@ fn redis_url(value: &str) -> Result<RedisConfig, String> {
 
 fn allowed_urls() -> String {
     format!(
-        "allowed: {}://[user:password@]host[:port][/database]",
+        "allowed: {}://, each with [user:password@]host[:port][/database], \
+         Cluster and Sentinel with [?node=host:port], Sentinel with ?sentinelServiceName=name",
         REDIS_SCHEMES.join("://, ")
     )
 }
@@ -188,12 +195,8 @@ fn explain(error: clap::Error) -> String {
             format!("{setting} {}", problem.unwrap_or_default())
         }
         ErrorKind::UnknownArgument => {
-            let is_flag = argument.starts_with("--")
-                && argument
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || c == '-');
-            let argument = if is_flag { argument } else { "(not shown)" };
-            format!("unknown argument {argument}; allowed: what --help lists")
+            // Whatever it is, it may be a secret that went astray.
+            "an argument is unknown; allowed: what --help lists".to_owned()
         }
         _ => {
             let report = error.to_string();

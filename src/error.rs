@@ -41,8 +41,8 @@ impl IntoResponse for Error {
     }
 }
 
-/// The outermost layer: it sees to it that each request is answered in time, and that an error
-/// which comes as a bare status is put into words.
+/// The layer around all routes: it sees to it that each request is answered in time, and that an
+/// error which comes as a bare status is put into words. One with a body of its own is left alone.
 pub async fn answer(request: Request, next: Next) -> Response {
     let format = Format::of(request.headers());
     let uri = request.uri().clone();

@@ -26,7 +26,7 @@ pub mod store;
 pub mod telemetry;
 pub mod views;
 
-/// Compiles and runs the README's example.
+/// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,8 +1,17 @@
 //! The listener, HTTP's timeouts and the graceful shutdown.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{
+    io,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::Router;
+use hyper::service::{Service, service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -15,19 +24,19 @@ use tokio::{
 };
 use tracing::warn;
 
-/// A request's head that has not arrived by then never will. hyper's own default, which needs the
-/// timer that `axum::serve` does not install.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection brings its first request by then, and each further head as soon; kept alive, it may
+/// idle as long. hyper would wait for ever, without the timer that `axum::serve` does not install.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A request's head may have so many bytes; a longer one is answered 431.
 const HEAD_MAX: usize = 64 * 1024;
 
-/// What is in flight at shutdown is answered by then, see [`crate::error`]; who still sends a head
-/// is not waited for. The platform kills after 10 s.
+/// What is in flight at shutdown is answered by then, see [`crate::error`]; who is still sending a
+/// head is not waited for any longer. The platform kills after 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// After an error of accept, such as too many open files, to let connections end.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Listens on all interfaces, as the platform asks.
 ///
@@ -62,6 +71,7 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
         .max_buf_size(HEAD_MAX);
     http.http2()
         .timer(TokioTimer::new())
+        .keep_alive_interval(HEAD_TIMEOUT)
         .max_header_list_size(HEAD_MAX as u32);
 
     let connections = GracefulShutdown::new();
@@ -71,10 +81,21 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
                 Ok((stream, _)) => {
                     // Answers are small and whole: there is nothing to gather.
                     let _ = stream.set_nodelay(true);
-                    let service = TowerToHyperService::new(app.clone());
+                    let has_asked = Arc::new(AtomicBool::new(false));
+                    let (asks, app) = (has_asked.clone(), TowerToHyperService::new(app.clone()));
+                    let service = service_fn(move |request| {
+                        asks.store(true, Relaxed);
+                        app.call(request)
+                    });
                     let connection = http.serve_connection(TokioIo::new(stream), service);
+                    let connection = connections.watch(connection.into_owned());
                     // A client that breaks off is no news.
-                    tokio::spawn(connections.watch(connection.into_owned()));
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            _ = connection => {}
+                            () = not_asking(&has_asked) => {}
+                        }
+                    });
                 }
                 Err(error) => {
                     warn!("cannot accept connections: {error}");
@@ -93,5 +114,14 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
         .is_err()
     {
         warn!("stopping with requests unanswered");
+    }
+}
+
+/// Resolves if nothing was asked in time. hyper minds the time of a head only once it knows the
+/// version of HTTP, which who sends nothing does not tell.
+async fn not_asking(has_asked: &AtomicBool) {
+    sleep(HEAD_TIMEOUT).await;
+    if has_asked.load(Relaxed) {
+        std::future::pending().await
     }
 }

@@ -7,6 +7,9 @@ use crate::{config::Config, store::Store};
 
 /// Gives the handlers of `page` a [`tower_sessions::Session`].
 ///
+/// Without [`crate::views::count_views`] inside, a request does not renew the session's views, only
+/// what it saves.
+///
 /// The cookie has no `Max-Age`, so it ends with the browser; the session behind it ends sooner or
 /// later by [`Config::session_ttl`], which the store sees to.
 pub fn with_sessions(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {

@@ -17,10 +17,34 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 
-/// A failure of Redis, or to reach it.
+/// Why the store failed, in its words, without what was asked of it.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", without_arguments(.0.details()))]
-pub struct Error(#[from] fred::error::Error);
+#[error("{0}")]
+pub struct Error(String);
+
+impl Error {
+    /// Redis answers a command that it does not know, or no longer, by repeating it: with the
+    /// session's id or the password.
+    fn new(answer: &str) -> Self {
+        Self(
+            answer
+                .split(", with args")
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        )
+    }
+
+    fn report(&self) {
+        warn!("a session is out of reach, its visitor gets a 503: {self}");
+    }
+}
+
+impl From<fred::error::Error> for Error {
+    fn from(error: fred::error::Error) -> Self {
+        Self::new(error.details())
+    }
+}
 
 /// The sessions and their views. A clone is another handle on the same store.
 ///
@@ -64,7 +88,10 @@ impl Store {
     /// counted all the same.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
         match &self.backend {
-            Backend::Redis(sessions) => sessions.count_view(id, path).await.inspect_err(report),
+            Backend::Redis(sessions) => sessions
+                .count_view(id, path)
+                .await
+                .inspect_err(Error::report),
             Backend::Memory(sessions) => Ok(sessions.count_view(id, path)),
         }
     }
@@ -77,13 +104,6 @@ impl Store {
         match &self.backend {
             Backend::Redis(sessions) => sessions.ping().await,
             Backend::Memory(_) => Ok(()),
-        }
-    }
-
-    /// Closes the connection to Redis.
-    pub async fn close(&self) {
-        if let Backend::Redis(sessions) = &self.backend {
-            sessions.close().await;
         }
     }
 
@@ -107,41 +127,30 @@ impl SessionStore for Store {
         // Never an id that a client has offered, whatever the session went through before.
         record.id = Id::default();
         record.expiry_date = self.expiry_date();
-        self.records().create(record).await.inspect_err(report)
+        self.records().create(record).await.map_err(reported)
     }
 
     async fn save(&self, record: &Record) -> session_store::Result<()> {
         let mut record = record.clone();
         record.expiry_date = self.expiry_date();
-        self.records().save(&record).await.inspect_err(report)
+        self.records().save(&record).await.map_err(reported)
     }
 
     async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        self.records().load(id).await.inspect_err(report)
+        self.records().load(id).await.map_err(reported)
     }
 
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        let deleted = match &self.backend {
-            Backend::Redis(sessions) => sessions.delete(id).await.map_err(backend_error),
+        match &self.backend {
+            Backend::Redis(sessions) => sessions.delete(id).await.map_err(reported),
             Backend::Memory(sessions) => sessions.delete(id).await,
-        };
-        deleted.inspect_err(report)
+        }
     }
 }
 
-fn backend_error(error: Error) -> session_store::Error {
-    session_store::Error::Backend(error.to_string())
-}
-
-fn report(error: &impl ToString) {
-    warn!(
-        "a session is out of reach, its visitor gets a 503: {}",
-        without_arguments(&error.to_string())
-    );
-}
-
-/// Redis answers a command that it does not know, or no longer, by repeating it: with the session's
-/// id or the password.
-fn without_arguments(answer: &str) -> &str {
-    answer.split(", with args").next().unwrap_or_default()
+/// The session layer's error, which it may log, after our own report.
+fn reported(error: impl ToString) -> session_store::Error {
+    let error = Error::new(&error.to_string());
+    error.report();
+    session_store::Error::Backend(error.0)
 }

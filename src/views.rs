@@ -48,5 +48,10 @@ pub async fn count_views(
         }
     };
     request.extensions_mut().insert(ViewCount(count));
-    Ok(next.run(request).await)
+    let response = next.run(request).await;
+    if counted.is_some() && session.id().is_none() {
+        // The page gave the session a new id, and the views stayed with the old one.
+        session.remove_value(FIRST_VIEW).await?;
+    }
+    Ok(response)
 }

@@ -60,7 +60,17 @@ async fn begin(session: Session) -> Result<String, Error> {
     Ok("begun".to_owned())
 }
 
-/// Serves the service with these pages and gives its port.
+/// Gives the session another id, as one does at a login that keeps what there is.
+async fn cycle(
+    session: Session,
+    Extension(ViewCount(count)): Extension<ViewCount>,
+) -> Result<String, Error> {
+    session.cycle_id().await?;
+    Ok(format!("you viewed this page {count} times"))
+}
+
+/// Serves the service with these pages and gives its port. Added to the whole, they are outside of
+/// the layer that puts errors into words.
 async fn serve(settings: &[&str]) -> u16 {
     let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
     let config = Config::try_parse_from(settings).unwrap();
@@ -69,6 +79,7 @@ async fn serve(settings: &[&str]) -> u16 {
         .route("/keep/{index}", counted(get(keep), &store, &config))
         .route("/kept", counted(get(kept), &store, &config))
         .route("/begin", with_sessions(get(begin), &store, &config))
+        .route("/cycle", counted(get(cycle), &store, &config))
         .route("/leave", counted(get(leave), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -145,5 +156,34 @@ async fn a_session_that_begins_anew_does_not_take_the_id_that_was_offered() {
         let mut visitor = Visitor::with_cookie(offered);
         assert_eq!(visitor.view(&service, "/begin").await.body, "begun");
         assert_ne!(visitor.cookie.as_deref(), Some(offered));
+    }
+}
+
+#[tokio::test]
+async fn another_id_begins_the_views_anew_and_keeps_the_data() {
+    let redis = Redis::start();
+    let redis = serve(&["--redis-url", &redis.url()]).await;
+    let memory = serve(&[]).await;
+    for service in [redis, memory] {
+        for first in ["/", "/keep/0", "/cycle"] {
+            let mut visitor = Visitor::new();
+            visitor.view(&service, first).await;
+            visitor.view(&service, "/").await;
+            visitor.view(&service, "/keep/0").await;
+            let old = visitor.cookie.clone();
+            visitor.view(&service, "/cycle").await;
+            assert_ne!(visitor.cookie, old);
+            assert_eq!(
+                visitor.view(&service, "/kept").await.body,
+                values()[0].to_string()
+            );
+            for path in ["/", "/keep/0"] {
+                assert_eq!(
+                    visitor.count(&service, path).await,
+                    1,
+                    "{path} after {first}"
+                );
+            }
+        }
     }
 }

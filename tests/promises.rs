@@ -14,4 +14,5 @@ mod pages;
 mod sessions;
 mod settings;
 mod shutdown;
+mod timeouts;
 mod unavailable;

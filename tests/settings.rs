@@ -153,7 +153,12 @@ fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
         (
             "REDIS_URL",
             "redis-sentinel://:hunter2@localhost",
-            &["REDIS_URL", "malformed", URLS],
+            &[
+                "REDIS_URL",
+                "sentinel service name",
+                "?sentinelServiceName=name",
+                URLS,
+            ],
         ),
     ];
     for (name, value, parts) in bad {
@@ -171,20 +176,29 @@ fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
 
 #[test]
 fn a_bad_flag_is_refused() {
-    assert_refused(program([]).arg("--prot=80"), &["--prot", "--help"]);
     assert_refused(program([]).arg("--port"), &["--port", "--help"]);
     assert_refused(
         program([]).args(["--port=1", "--port=2"]),
         &["--port", "--help"],
     );
-    // Whatever it is, it may be a secret.
+    for unknown in [
+        "--prot=80",
+        "redis://:hunter2@localhost",
+        "--redis-urlredis://:hunter2@localhost",
+        "--session-secrethunter2hunter2hunter2hunter2hunter2",
+        "-xhunter2",
+    ] {
+        assert_refused(program([]).arg(unknown), &["unknown", "--help"]);
+    }
+}
+
+#[test]
+fn certificates_that_cannot_be_read_are_named() {
+    let url = "rediss://:hunter2@localhost";
+    let settings = [("REDIS_URL", url), ("SSL_CERT_FILE", "/nonexistent")];
     assert_refused(
-        program([]).arg("redis://:hunter2@localhost"),
-        &["argument", "--help"],
-    );
-    assert_refused(
-        program([]).arg("--redis-urlredis://:hunter2@localhost"),
-        &["argument", "--help"],
+        &mut program(settings),
+        &["REDIS_URL", "TLS", "SSL_CERT_FILE"],
     );
 }
 
@@ -269,7 +283,9 @@ async fn the_extremes_of_the_time_to_live_work() {
             let service = Service::start(url.into_iter().chain([("SESSION_TTL", ttl)]));
             let mut visitor = Visitor::new();
             assert_eq!(visitor.count(&service, "/").await, 1);
-            assert_eq!(visitor.count(&service, "/").await, 2);
+            // On a busy machine, a second may be over by then.
+            let again = visitor.count(&service, "/").await;
+            assert!(again == 2 || ttl == "1", "{again}");
         }
     }
 }

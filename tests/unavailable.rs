@@ -1,10 +1,7 @@
 //! Promise: if the store fails, a visitor is told so within 3 s, in one clear sentence, with no
 //! cookie; and the service is back with Redis, by itself.
 
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::common::{
     Answer, BROWSER, Proxy, Redis, Service, Visitor, eventually, free_port, signal,
@@ -87,11 +84,10 @@ async fn redis_that_does_not_answer() {
 async fn redis_that_is_slow() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis).await;
-    let url = format!("redis://127.0.0.1:{}", proxy.port);
-    let service = Service::start([("REDIS_URL", url.as_str())]);
+    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
     assert_eq!(Visitor::new().count(&service, "/").await, 1);
     // Each command is answered in time, but an unknown id takes three: count, read, create.
-    proxy.delay.store(1200, Relaxed);
+    proxy.delay(Duration::from_millis(1200));
     let begin = Instant::now();
     let mut unknown = Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA");
     assert_unavailable(
@@ -106,6 +102,21 @@ async fn redis_that_is_slow() {
     let log = service.stop();
     let warnings = log.iter().filter(|line| line.contains("no answer within"));
     assert_eq!(warnings.count(), 1, "{log:#?}");
+}
+
+#[tokio::test]
+async fn redis_whose_answer_to_a_new_visitor_is_lost() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
+    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    proxy.lose_answer();
+    let mut new = Visitor::new();
+    for view in 1..=3 {
+        assert_eq!(new.count(&service, "/").await, view, "{:#?}", service.log());
+    }
+    assert_eq!(visitor.count(&service, "/").await, 2);
 }
 
 #[tokio::test]

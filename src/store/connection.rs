@@ -6,7 +6,7 @@ use fred::{
     prelude::{Builder, Client, ClientLike, EventInterface},
     types::config::{Config, ReconnectPolicy, UnresponsiveConfig},
 };
-use tokio::sync::broadcast::error::RecvError;
+use tokio::{sync::broadcast::error::RecvError, time::sleep};
 use tracing::{info, warn};
 
 /// A command that Redis has not answered by then has failed. Less than what a visitor may wait, see
@@ -16,9 +16,13 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Before each attempt to connect, in milliseconds: 1, 2, 4, … and then a second, for ever.
+/// The longest pause before another attempt to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pauses before attempts to connect, in milliseconds: 1, 2, 4, … up to the longest, for ever.
 fn reconnect_policy() -> ReconnectPolicy {
-    let mut policy = ReconnectPolicy::new_exponential(0, 1, 1000, 2);
+    let longest = RECONNECT_PAUSE.as_millis() as u32;
+    let mut policy = ReconnectPolicy::new_exponential(0, 1, longest, 2);
     // On top of each, up to so many: a service's instances do not all come at the same moment.
     policy.set_jitter(10);
     policy
@@ -46,10 +50,19 @@ pub fn open(config: &Config) -> Client {
         })
         .set_policy(reconnect_policy())
         .build()
-        .expect("only TLS and credentials can fail to build, and neither is built here");
+        .expect("building asks for nothing but a configuration");
     tokio::spawn(log_changes(client.clone()));
-    client.connect();
+    tokio::spawn(keep_connecting(client.clone()));
     client
+}
+
+/// fred reconnects by its policy, but gives up on what it takes for a wrong setting, such as a
+/// Cluster that is none, and that can be mended on the other side too.
+async fn keep_connecting(client: Client) {
+    loop {
+        let _ = client.connect().await;
+        sleep(RECONNECT_PAUSE).await;
+    }
 }
 
 /// One line when Redis is lost, one when it is back, however often connecting fails in between.
@@ -61,7 +74,7 @@ async fn log_changes(client: Client) {
             error = errors.recv() => match error {
                 Ok((error, _)) if connected != Some(false) => {
                     connected = Some(false);
-                    warn!("Redis is lost: {}", super::Error(error));
+                    warn!("Redis is lost: {}", super::Error::from(error));
                 }
                 Err(RecvError::Closed) => return,
                 _ => {}

@@ -16,5 +16,6 @@ if count == 1 and redis.call('HLEN', KEYS[2]) == 1 then
     end
   end
 end
-redis.call('EXPIRE', KEYS[2], ARGV[2])
+-- The record alone ends the session: it may be saved, and renewed by another clock, after the view.
+redis.call('EXPIRE', KEYS[2], ARGV[2] + 60)
 return count

@@ -10,7 +10,6 @@ use fred::{
     types::{Value, config::Options},
     util::sha1_hash,
 };
-use tokio::time::timeout;
 use tower_sessions::session::Id;
 use tower_sessions_redis_store::RedisStore;
 
@@ -18,13 +17,12 @@ use super::Error;
 
 const COUNT_VIEW: &str = include_str!("count_view.lua");
 
-/// How long closing may wait for Redis, of the 10 s that the platform gives.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// The sessions in one Redis.
 #[derive(Clone, Debug)]
 pub struct Sessions {
-    /// Keeps the records; may send a command again, since repeating one changes nothing.
+    /// Keeps the records. A command whose answer was lost is sent again: a record that was created is
+    /// then created once more, under another id, and the first ends unused. (Redis answers what it
+    /// does not create or save with nil, which fred takes for `false` by `default-nil-types`.)
     records: RedisStore<Client>,
     /// Sends each command once: a view must not be counted again because an answer was lost.
     once: WithOptions<Client>,
@@ -74,12 +72,6 @@ impl Sessions {
     /// See [`super::Store::ping`].
     pub async fn ping(&self) -> Result<(), Error> {
         Ok(self.once.ping(None).await?)
-    }
-
-    /// See [`super::Store::close`].
-    pub async fn close(&self) {
-        // Whether Redis hears it does not matter any more.
-        let _ = timeout(CLOSE_TIMEOUT, self.once.quit()).await;
     }
 
     /// The records, without their views.

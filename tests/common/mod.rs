@@ -6,7 +6,7 @@ use std::{
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -333,38 +333,65 @@ impl Drop for Monitor<'_> {
     }
 }
 
-/// A way to a Redis that can become slow.
+/// A way to a Redis that can be trouble.
 pub struct Proxy {
     pub port: u16,
+    trouble: Arc<Trouble>,
+}
+
+#[derive(Default)]
+struct Trouble {
     /// Milliseconds by which each answer comes later.
-    pub delay: Arc<AtomicU64>,
+    delay: AtomicU64,
+    /// Whether the next answer is lost, and the connection with it.
+    loses_answer: AtomicBool,
 }
 
 impl Proxy {
     pub async fn start(redis: &Redis) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let (port, redis) = (listener.local_addr().unwrap().port(), redis.port);
-        let delay = Arc::new(AtomicU64::new(0));
-        let answers_delay = delay.clone();
+        let trouble = Arc::new(Trouble::default());
+        let proxy = Self {
+            port,
+            trouble: trouble.clone(),
+        };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = TcpStream::connect(("127.0.0.1", redis)).await.unwrap();
-                tokio::spawn(pass_on(client, server, answers_delay.clone()));
+                tokio::spawn(pass_on(client, server, trouble.clone()));
             }
         });
-        Self { port, delay }
+        proxy
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Has each answer come so much later.
+    pub fn delay(&self, delay: Duration) {
+        self.trouble.delay.store(delay.as_millis() as u64, Relaxed);
+    }
+
+    /// Cuts the connection when the next answer comes, in its place.
+    pub fn lose_answer(&self) {
+        self.trouble.loses_answer.store(true, Relaxed);
     }
 }
 
 /// Passes on what either says, until either ends.
-async fn pass_on(client: TcpStream, server: TcpStream, delay: Arc<AtomicU64>) {
+async fn pass_on(client: TcpStream, server: TcpStream, trouble: Arc<Trouble>) {
     let (mut requests, mut to_client) = client.into_split();
     let (mut answers, mut to_server) = server.into_split();
     let requests = tokio::io::copy(&mut requests, &mut to_server);
     let answers = async {
         let mut buffer = [0; 4096];
         while let Ok(read @ 1..) = answers.read(&mut buffer).await {
-            tokio::time::sleep(Duration::from_millis(delay.load(Relaxed))).await;
+            tokio::time::sleep(Duration::from_millis(trouble.delay.load(Relaxed))).await;
+            if trouble.loses_answer.swap(false, Relaxed) {
+                break;
+            }
             if to_client.write_all(&buffer[..read]).await.is_err() {
                 break;
             }
@@ -420,12 +447,8 @@ pub struct Answer {
 
 impl Visitor {
     pub fn new() -> Self {
-        Self::speaking(Client::builder())
-    }
-
-    pub fn speaking(http: reqwest::ClientBuilder) -> Self {
         Self {
-            client: http.timeout(PATIENCE).build().unwrap(),
+            client: Client::builder().timeout(PATIENCE).build().unwrap(),
             cookie: None,
             headers: HeaderMap::new(),
         }
