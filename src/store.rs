@@ -107,10 +107,10 @@ impl Store {
         }
     }
 
-    fn records(&self) -> &dyn SessionStore {
+    async fn records(&self) -> session_store::Result<&dyn SessionStore> {
         match &self.backend {
-            Backend::Redis(sessions) => sessions.records(),
-            Backend::Memory(sessions) => sessions,
+            Backend::Redis(sessions) => Ok(sessions.records().await.map_err(reported)?),
+            Backend::Memory(sessions) => Ok(sessions),
         }
     }
 
@@ -127,17 +127,17 @@ impl SessionStore for Store {
         // Never an id that a client has offered, whatever the session went through before.
         record.id = Id::default();
         record.expiry_date = self.expiry_date();
-        self.records().create(record).await.map_err(reported)
+        self.records().await?.create(record).await.map_err(reported)
     }
 
     async fn save(&self, record: &Record) -> session_store::Result<()> {
         let mut record = record.clone();
         record.expiry_date = self.expiry_date();
-        self.records().save(&record).await.map_err(reported)
+        self.records().await?.save(&record).await.map_err(reported)
     }
 
     async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        self.records().load(id).await.map_err(reported)
+        self.records().await?.load(id).await.map_err(reported)
     }
 
     async fn delete(&self, id: &Id) -> session_store::Result<()> {

@@ -144,7 +144,7 @@ async fn redis_that_comes_later() {
     let url = format!("redis://127.0.0.1:{port}");
     let service = Service::start([("REDIS_URL", url.as_str())]);
     assert_all_unavailable(&service, &Visitor::new()).await;
-    let _redis = Redis::start_on(port);
+    let redis = Redis::start_on(port);
     eventually("a view", async || {
         (Visitor::new().view(&service, "/").await.status == 200).then_some(())
     })
@@ -152,5 +152,11 @@ async fn redis_that_comes_later() {
     assert_eq!(
         Visitor::new().view(&service, "/health/ready").await.status,
         200
+    );
+    let keys = redis.keys();
+    assert_eq!(
+        keys.len(),
+        1,
+        "sessions of visitors who were told 503: {keys:#?}"
     );
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 /// A command that Redis has not answered by then has failed. Less than what a visitor may wait, see
 /// [`crate::error`], so that the log gets the reason.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -10,10 +10,11 @@ use fred::{
     types::{Value, config::Options},
     util::sha1_hash,
 };
+use tokio::time::timeout;
 use tower_sessions::session::Id;
 use tower_sessions_redis_store::RedisStore;
 
-use super::Error;
+use super::{Error, connection::COMMAND_TIMEOUT};
 
 const COUNT_VIEW: &str = include_str!("count_view.lua");
 
@@ -49,6 +50,7 @@ impl Sessions {
     /// See [`super::Store::count_view`]. One command.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
         let keys = keys(id);
+        self.connected().await?;
         let args = vec![Value::from(path), Value::from(self.ttl)];
         let counted = self
             .once
@@ -66,17 +68,29 @@ impl Sessions {
 
     /// Deletes the session, its views too.
     pub async fn delete(&self, id: &Id) -> Result<(), Error> {
+        self.connected().await?;
         Ok(self.once.del(keys(id)).await?)
     }
 
     /// See [`super::Store::ping`].
     pub async fn ping(&self) -> Result<(), Error> {
+        self.connected().await?;
         Ok(self.once.ping(None).await?)
     }
 
-    /// The records, without their views.
-    pub fn records(&self) -> &RedisStore<Client> {
-        &self.records
+    /// The records, without their views, as soon as they can be asked for.
+    pub async fn records(&self) -> Result<&RedisStore<Client>, Error> {
+        self.connected().await?;
+        Ok(&self.records)
+    }
+
+    /// Waits for the connection, in each visitor's place. fred would queue what it cannot send, with
+    /// no bound, and send it when it can, though nobody waits for it any more.
+    async fn connected(&self) -> Result<(), Error> {
+        match timeout(COMMAND_TIMEOUT, self.once.wait_for_connect()).await {
+            Ok(connected) => Ok(connected?),
+            Err(_) => Err(Error::new("Redis is not connected")),
+        }
     }
 }
 
