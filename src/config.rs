@@ -63,7 +63,7 @@ pub struct Config {
     k_service: Option<OsString>,
 
     /// The project whose traces the log lines on Cloud Run belong to.
-    #[arg(long, env = "GOOGLE_CLOUD_PROJECT", hide = true)]
+    #[arg(long, env = "GOOGLE_CLOUD_PROJECT", hide = true, value_parser = setting(project))]
     pub google_cloud_project: Option<String>,
 }
 
@@ -174,6 +174,10 @@ fn rust_log(value: &str) -> Result<Targets, String> {
             "is no filter: {problem}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,..."
         )
     })
+}
+
+fn project(value: &str) -> Result<String, String> {
+    Ok(value.to_owned())
 }
 
 /// Clap's report in one line. Clap shows the value that was wrong, hence our own words.
