@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::common::{Redis, Service, Visitor, eventually, free_port, program, wait};
+use crate::common::{Process, Redis, Service, Visitor, eventually, free_port, program};
 
 /// Stands in every secret here.
 const MARK: &str = "hunter2";
@@ -23,15 +23,12 @@ const VARIABLES: [&str; 5] = [
 
 /// Exit code, standard output and standard error of a program that ends by itself.
 fn run(program: &mut Command) -> (Option<i32>, String, String) {
-    let mut process = program
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let status = wait(&mut process);
+    let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let status = process.wait();
     let (mut stdout, mut stderr) = (String::new(), String::new());
-    process.stdout.unwrap().read_to_string(&mut stdout).unwrap();
-    process.stderr.unwrap().read_to_string(&mut stderr).unwrap();
+    let (out, err) = (process.0.stdout.take(), process.0.stderr.take());
+    out.unwrap().read_to_string(&mut stdout).unwrap();
+    err.unwrap().read_to_string(&mut stderr).unwrap();
     (status.code(), stdout, stderr)
 }
 
@@ -259,19 +256,14 @@ fn version_is_the_packages() {
 #[tokio::test]
 async fn a_flag_outranks_the_environment() {
     let port = free_port().to_string();
-    let mut process = program([("PORT", "1")])
-        .args(["--port", &port])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut program = program([("PORT", "1")]);
+    let _process = Process::spawn(program.args(["--port", &port]).stdout(Stdio::null()));
     eventually("the port", async || {
         reqwest::get(format!("http://127.0.0.1:{port}/health/live"))
             .await
             .ok()
     })
     .await;
-    process.kill().unwrap();
-    process.wait().unwrap();
 }
 
 #[tokio::test]

@@ -43,9 +43,39 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
     }
 }
 
+/// A process that ends with this value.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn spawn(command: &mut Command) -> Self {
+        let program = command.get_program().to_owned();
+        let spawned = command.spawn();
+        Self(spawned.unwrap_or_else(|error| panic!("{program:?}, see tests/run: {error}")))
+    }
+
+    /// Waits for the end of the process, but not for ever.
+    pub fn wait(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begin.elapsed() < PATIENCE, "the process does not end");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The program, as its user starts it.
 pub struct Service {
-    process: Child,
+    process: Process,
     pub port: u16,
     output: Output,
 }
@@ -83,20 +113,17 @@ pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Co
 impl Service {
     /// Starts the program and waits until it listens.
     pub fn start<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let mut process = program(settings)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut program = program(settings);
+        let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut output = Output::default();
-        output.collect(process.stdout.take().unwrap());
-        output.collect(process.stderr.take().unwrap());
+        output.collect(process.0.stdout.take().unwrap());
+        output.collect(process.0.stderr.take().unwrap());
         let begin = Instant::now();
         let port = loop {
             if let Some(port) = output.lines().iter().find_map(|line| listening_port(line)) {
                 break port;
             }
-            let ended = process.try_wait().unwrap();
+            let ended = process.0.try_wait().unwrap();
             assert!(
                 ended.is_none() && begin.elapsed() < PATIENCE,
                 "the program does not listen: {ended:?} {:?}",
@@ -122,17 +149,17 @@ impl Service {
     }
 
     pub fn id(&self) -> u32 {
-        self.process.id()
+        self.process.0.id()
     }
 
     /// Sends a signal by name, as `kill` does.
     pub fn signal(&self, name: &str) {
-        signal(self.process.id(), name);
+        signal(self.process.0.id(), name);
     }
 
     /// Waits for the end of the program.
     pub fn wait(&mut self) -> ExitStatus {
-        wait(&mut self.process)
+        self.process.wait()
     }
 
     /// Has the program end, and gives all that it said.
@@ -153,8 +180,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.process.0.kill();
         let log = self.all_lines();
         if !thread::panicking() {
             assert!(
@@ -179,21 +205,9 @@ pub fn signal(process: u32, name: &str) {
     assert!(status.unwrap().success());
 }
 
-/// Waits for the end of a process, but not for ever.
-pub fn wait(process: &mut Child) -> ExitStatus {
-    let begin = Instant::now();
-    loop {
-        if let Some(status) = process.try_wait().unwrap() {
-            return status;
-        }
-        assert!(begin.elapsed() < PATIENCE, "the process does not end");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// A `redis-server` of the test's own, without persistence.
 pub struct Redis {
-    process: Child,
+    process: Process,
     pub port: u16,
     _directory: TempDir,
 }
@@ -217,32 +231,22 @@ impl Redis {
 
     fn try_start(port: u16, options: &[&str]) -> Option<Self> {
         let directory = TempDir::new().unwrap();
-        let mut process = Command::new("redis-server")
-            .args([
-                "--port",
-                &port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-            ])
-            .args(options)
-            .current_dir(directory.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("redis-server is missing; tests/run installs it");
-        let mut log = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut process = Process::spawn(
+            Command::new("redis-server")
+                .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+                .args(["--save", ""])
+                .args(options)
+                .current_dir(directory.path())
+                .stdout(Stdio::piped()),
+        );
+        let mut log = BufReader::new(process.0.stdout.take().unwrap()).lines();
         let ready = log
             .by_ref()
             .map_while(Result::ok)
             .any(|line| line.contains("Ready to accept connections"));
         // Read on, or a full pipe would stop it.
         thread::spawn(move || log.for_each(drop));
-        if !ready {
-            let _ = process.wait();
-            return None;
-        }
-        Some(Self {
+        ready.then_some(Self {
             process,
             port,
             _directory: directory,
@@ -250,7 +254,7 @@ impl Redis {
     }
 
     pub fn id(&self) -> u32 {
-        self.process.id()
+        self.process.0.id()
     }
 
     pub fn url(&self) -> String {
@@ -281,32 +285,21 @@ impl Redis {
 
     /// The commands that clients send from now on, what they call inside a script left out.
     pub fn monitor(&self) -> Monitor<'_> {
-        let mut process = self
-            .cli_command()
-            .arg("MONITOR")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut cli = self.cli_command();
+        let mut process = Process::spawn(cli.arg("MONITOR").stdout(Stdio::piped()));
+        let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "OK");
         Monitor {
             redis: self,
-            process,
+            _process: process,
             lines,
         }
     }
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 pub struct Monitor<'a> {
     redis: &'a Redis,
-    process: Child,
+    _process: Process,
     lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
@@ -323,13 +316,6 @@ impl Monitor<'_> {
             // 1700000000.000000 [0 127.0.0.1:50000] "EVALSHA" …
             .map(|line| line.split_once("] ").unwrap().1.to_owned())
             .collect()
-    }
-}
-
-impl Drop for Monitor<'_> {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
