@@ -78,6 +78,9 @@ async fn redis_that_does_not_answer() {
         (visitor.view(&service, "/").await.status == 200).then_some(())
     })
     .await;
+    let log = service.stop();
+    let without_reason = log.iter().find(|line| line.contains("no answer within"));
+    assert_eq!(without_reason, None, "{log:#?}");
 }
 
 #[tokio::test]
