@@ -9,7 +9,7 @@ use clap::{
 };
 use cookie::Key;
 use fred::{error::ErrorKind as RedisErrorKind, types::config::Config as RedisConfig};
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 
 /// The schemes of `REDIS_URL`: one server, a Cluster, Sentinel; the second of each pair by TLS.
 const REDIS_SCHEMES: [&str; 6] = [
@@ -35,7 +35,7 @@ const QUIET: &str = "tower_sessions=off,tower_sessions_core=off";
 #[derive(Clone, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Port to listen on, on all interfaces: 0 to 65535; 0 takes a free one, and the log says which
+    /// Port to listen on, on all IPv4 interfaces: 0 to 65535; 0 takes a free one, and the log says which
     #[arg(long, env = "PORT", default_value = "8080", value_parser = setting(port))]
     pub port: u16,
 
@@ -163,11 +163,14 @@ fn session_secret(value: &str) -> Result<Key, String> {
 }
 
 fn rust_log(value: &str) -> Result<Targets, String> {
-    let filter = match value {
-        "" => Err("it is empty".to_owned()),
-        value => format!("{QUIET},{value}")
+    // The filter itself would take a misspelt level for a target, and log nothing.
+    let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+    let filter = if value.is_empty() || !value.split(',').all(is_directive) {
+        Err("it names no level".to_owned())
+    } else {
+        format!("{QUIET},{value}")
             .parse()
-            .map_err(|error: ParseError| error.to_string()),
+            .map_err(|error: ParseError| error.to_string())
     };
     filter.map_err(|problem| {
         format!(

@@ -10,9 +10,9 @@ pub async fn live() -> &'static str {
 }
 
 /// `GET /health/ready`: 200 if the store answers, else 503.
-pub async fn ready(State(store): State<Store>) -> Result<&'static str, StatusCode> {
+pub async fn ready(State(store): State<Store>) -> Result<&'static str, (StatusCode, &'static str)> {
     match store.ping().await {
         Ok(()) => Ok("ready"),
-        Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),
+        Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the store does not answer")),
     }
 }

@@ -77,7 +77,13 @@ fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
             &"ä".repeat(30),
             &["SESSION_SECRET", "30 characters", "32 or more"],
         ),
-        ("RUST_LOG", "", &["RUST_LOG", "empty", "info, debug"]),
+        ("RUST_LOG", "", &["RUST_LOG", "no level", "info, debug"]),
+        ("RUST_LOG", "loud", &["RUST_LOG", "no level", "info, debug"]),
+        (
+            "RUST_LOG",
+            "info,loud",
+            &["RUST_LOG", "no level", "info, debug"],
+        ),
         (
             "RUST_LOG",
             "cloud_run_sessions=loud",

@@ -50,7 +50,10 @@ async fn assert_all_unavailable(service: &Service, returning: &Visitor) {
         assert!(elapsed < PROMISE, "an answer took {elapsed:?}");
     }
     let ready = Visitor::new().view(service, "/health/ready").await;
-    assert_eq!(ready.status, 503);
+    assert_eq!(
+        (ready.status, ready.body.as_str()),
+        (503, "the store does not answer")
+    );
     let live = Visitor::new().view(service, "/health/live").await;
     assert_eq!(live.status, 200);
 }

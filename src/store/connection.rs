@@ -73,8 +73,9 @@ async fn log_changes(client: Client) {
         tokio::select! {
             error = errors.recv() => match error {
                 Ok((error, _)) if connected != Some(false) => {
+                    let change = connected.map_or("cannot be reached", |_| "is lost");
                     connected = Some(false);
-                    warn!("Redis is lost: {}", super::Error::from(error));
+                    warn!("Redis {change}: {}", super::Error::from(error));
                 }
                 Err(RecvError::Closed) => return,
                 _ => {}
