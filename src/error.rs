@@ -12,7 +12,7 @@ use axum::{
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::{pages::Format, store};
+use crate::{pages::Format, store, telemetry};
 
 /// A visitor waits at most this long for an answer: the promise is 3 s, on the wire.
 const DEADLINE: Duration = Duration::from_millis(2500);
@@ -49,7 +49,7 @@ pub async fn answer(request: Request, next: Next) -> Response {
     let response = timeout(DEADLINE, next.run(request))
         .await
         .unwrap_or_else(|_| {
-            warn!("no answer within {DEADLINE:?}");
+            telemetry::warn_of("deadline", format_args!("no answer within {DEADLINE:?}"));
             StatusCode::SERVICE_UNAVAILABLE.into_response()
         });
 

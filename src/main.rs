@@ -48,7 +48,11 @@ async fn run(config: &Config) -> Result<(), String> {
     if let Ok(address) = listener.local_addr() {
         info!("listening on http://{address}");
     }
-    server::serve(listener, app::router(&store, config), shutdown).await;
-    info!("stopped");
-    Ok(())
+    tokio::select! {
+        () = server::serve(listener, app::router(&store, config), shutdown) => {
+            info!("stopped");
+            Ok(())
+        }
+        problem = store.rejected() => Err(format!("REDIS_URL: {problem}")),
+    }
 }

@@ -1,5 +1,6 @@
 //! Where sessions and their views live, and for how long.
 
+mod committer;
 mod connection;
 mod memory;
 mod redis;
@@ -7,49 +8,107 @@ mod redis;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fred::error::ErrorKind;
 use time::OffsetDateTime;
+use tokio::time::error::Elapsed;
 use tower_sessions::{
     SessionStore,
     session::{Id, Record},
     session_store,
 };
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::config::Config;
+use crate::{config::Config, telemetry};
+use connection::Connection;
 
-/// Why the store failed, in its words, without what was asked of it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(String);
+/// Why the store failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis cannot be reached or does not answer. What was asked of it may have been done.
+    #[error("Redis does not answer")]
+    Unanswered,
+    /// Redis answers with an error, this one, without what was asked of it. Nothing was done.
+    #[error("Redis refuses: {0}")]
+    Refused(String),
+    /// As many views wait for their answers as may. Nothing was done.
+    #[error("too many views wait for Redis")]
+    Full,
+}
 
 impl Error {
-    /// Redis answers a command that it does not know, or no longer, by repeating it: with the
-    /// session's id or the password.
-    fn new(answer: &str) -> Self {
-        Self(
-            answer
-                .split(", with args")
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-        )
+    /// The error that fred shows as `text`, which is KIND: DETAILS.
+    fn of(text: &str) -> Self {
+        const UNANSWERED: [ErrorKind; 7] = [
+            ErrorKind::Canceled,
+            ErrorKind::Cluster,
+            ErrorKind::IO,
+            ErrorKind::Protocol,
+            ErrorKind::Routing,
+            ErrorKind::Sentinel,
+            ErrorKind::Timeout,
+        ];
+        if UNANSWERED
+            .iter()
+            .any(|kind| text.starts_with(kind.to_str()))
+        {
+            return Self::Unanswered;
+        }
+        let details = text.split_once(": ").map_or(text, |(_, details)| details);
+        Self::Refused(without_args(details).to_owned())
     }
 
+    /// Says so in the log. That Redis does not answer is said by its connection.
     fn report(&self) {
-        warn!("a session is out of reach, its visitor gets a 503: {self}");
+        let kind = match self {
+            Self::Unanswered => return,
+            // OOM, READONLY, …
+            Self::Refused(reason) => reason.split(' ').next().unwrap_or_default(),
+            Self::Full => "full",
+        };
+        telemetry::warn_of(
+            kind,
+            format_args!("sessions are out of reach, their visitors get a 503: {self}"),
+        );
+    }
+}
+
+/// Redis answers a command that it does not know, or no longer, by repeating it: with the session's id
+/// or the password.
+fn without_args(answer: &str) -> &str {
+    answer.split(", with args").next().unwrap_or_default()
+}
+
+impl From<Elapsed> for Error {
+    fn from(_: Elapsed) -> Self {
+        Self::Unanswered
     }
 }
 
 impl From<fred::error::Error> for Error {
     fn from(error: fred::error::Error) -> Self {
-        Self::new(error.details())
+        Self::of(&error.to_string())
+    }
+}
+
+impl From<session_store::Error> for Error {
+    fn from(error: session_store::Error) -> Self {
+        match error {
+            session_store::Error::Backend(text) => Self::of(&text),
+            error => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+impl From<Error> for session_store::Error {
+    fn from(error: Error) -> Self {
+        Self::Backend(error.to_string())
     }
 }
 
 /// The sessions and their views. A clone is another handle on the same store.
 ///
-/// A session ends [`Config::session_ttl`] after its last view. Each failure is reported in the log,
-/// once, where it happens.
+/// A session ends [`Config::session_ttl`] after its last view. Failures are reported in the log, where
+/// they happen.
 #[derive(Clone, Debug)]
 pub struct Store {
     backend: Backend,
@@ -68,7 +127,7 @@ impl Store {
     pub fn open(config: &Config) -> Self {
         let ttl = config.session_ttl;
         let backend = match &config.redis_url {
-            Some(redis) => Backend::Redis(redis::Sessions::new(connection::open(redis), ttl)),
+            Some(redis) => Backend::Redis(redis::Sessions::new(Connection::open(redis), ttl)),
             None => {
                 info!(
                     "no REDIS_URL: sessions live and end with this process, the {} last viewed at most",
@@ -84,14 +143,11 @@ impl Store {
     /// one among them; none if the session is over.
     ///
     /// # Errors
-    /// If the store does not answer in time or at all, or refuses. The view may then have been
-    /// counted all the same.
+    /// If the store does not answer or refuses. The view may have been counted all the same if it
+    /// does not answer; no other was touched.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
         match &self.backend {
-            Backend::Redis(sessions) => sessions
-                .count_view(id, path)
-                .await
-                .inspect_err(Error::report),
+            Backend::Redis(sessions) => sessions.count_view(id, path).await,
             Backend::Memory(sessions) => Ok(sessions.count_view(id, path)),
         }
     }
@@ -107,10 +163,18 @@ impl Store {
         }
     }
 
-    async fn records(&self) -> session_store::Result<&dyn SessionStore> {
+    /// Resolves if the store's own settings are wrong, with the reason: an outage is none.
+    pub async fn rejected(&self) -> String {
         match &self.backend {
-            Backend::Redis(sessions) => Ok(sessions.records().await.map_err(reported)?),
-            Backend::Memory(sessions) => Ok(sessions),
+            Backend::Redis(sessions) => sessions.rejected().await,
+            Backend::Memory(_) => std::future::pending().await,
+        }
+    }
+
+    fn records(&self) -> &dyn SessionStore {
+        match &self.backend {
+            Backend::Redis(sessions) => sessions,
+            Backend::Memory(sessions) => sessions,
         }
     }
 
@@ -124,33 +188,21 @@ impl Store {
 #[async_trait]
 impl SessionStore for Store {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
-        // Never an id that a client has offered, whatever the session went through before.
-        record.id = Id::default();
         record.expiry_date = self.expiry_date();
-        self.records().await?.create(record).await.map_err(reported)
+        self.records().create(record).await
     }
 
     async fn save(&self, record: &Record) -> session_store::Result<()> {
         let mut record = record.clone();
         record.expiry_date = self.expiry_date();
-        self.records().await?.save(&record).await.map_err(reported)
+        self.records().save(&record).await
     }
 
     async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        self.records().await?.load(id).await.map_err(reported)
+        self.records().load(id).await
     }
 
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        match &self.backend {
-            Backend::Redis(sessions) => sessions.delete(id).await.map_err(reported),
-            Backend::Memory(sessions) => sessions.delete(id).await,
-        }
+        self.records().delete(id).await
     }
-}
-
-/// The session layer's error, which it may log, after our own report.
-fn reported(error: impl ToString) -> session_store::Error {
-    let error = Error::new(&error.to_string());
-    error.report();
-    session_store::Error::Backend(error.0)
 }

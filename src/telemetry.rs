@@ -1,12 +1,19 @@
 //! Logs: readable on a terminal, Cloud Logging's JSON on Cloud Run.
 
-use std::{fmt, io::IsTerminal};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
 use axum::{extract::Request, http::HeaderValue, middleware::Next, response::Response};
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tracing::{
-    Event, Level, Subscriber,
+    Event, Level, Subscriber, debug,
     field::{Field, Visit},
+    warn,
 };
 use tracing_subscriber::{
     Layer,
@@ -21,6 +28,8 @@ use tracing_subscriber::{
 };
 
 use crate::config::Config;
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Sends what this process says to standard output, from now on.
 pub fn init(config: &Config) {
@@ -37,6 +46,20 @@ pub fn init(config: &Config) {
         tracing_subscriber::registry()
             .with(lines.with_filter(filter))
             .init();
+    }
+}
+
+/// Warns of what meets each visitor while it lasts: of its kind once a minute; the others are for
+/// debugging.
+pub fn warn_of(kind: &str, problem: fmt::Arguments<'_>) {
+    static SAID: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
+    let now = Instant::now();
+    let mut said = SAID.lock();
+    if said.get(kind).is_some_and(|at| now - *at < MINUTE) {
+        debug!("{problem}");
+    } else {
+        said.insert(kind.to_owned(), now);
+        warn!("{problem}");
     }
 }
 

@@ -32,7 +32,7 @@ async fn a_view_leaves_no_line() {
 }
 
 #[tokio::test]
-async fn a_failed_view_is_one_warning_and_redis_lost_and_back_a_line_each() {
+async fn redis_lost_and_back_is_a_line_each() {
     let redis = Redis::start();
     let port = redis.port;
     let service = Service::on(&redis);
@@ -65,12 +65,7 @@ async fn a_failed_view_is_one_warning_and_redis_lost_and_back_a_line_each() {
     let log = service.stop();
     assert_eq!(lines(log.clone(), "Redis is lost"), 1, "{log:#?}");
     assert_eq!(lines(log.clone(), "Redis is connected"), 2, "{log:#?}");
-    assert_eq!(lines(log.clone(), "WARN"), 1 + failed.len(), "{log:#?}");
-    let reasons = lines(
-        log.clone(),
-        "a session is out of reach, its visitor gets a 503: ",
-    );
-    assert_eq!(reasons, failed.len(), "{log:#?}");
+    assert_eq!(lines(log.clone(), "WARN"), 1, "{log:#?}");
 }
 
 #[tokio::test]
@@ -115,6 +110,7 @@ async fn on_cloud_run_a_line_is_json_with_the_requests_trace() {
         ("K_SERVICE", "sessions"),
         ("GOOGLE_CLOUD_PROJECT", "a-project"),
         ("REDIS_URL", &redis.url()),
+        ("RUST_LOG", "cloud_run_sessions=debug"),
     ]);
     Visitor::new().view(&service, "/").await;
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
@@ -143,7 +139,8 @@ async fn on_cloud_run_a_line_is_json_with_the_requests_trace() {
             let mut warnings = entries(&service).into_iter();
             warnings
                 .by_ref()
-                .filter(|entry| entry["severity"] == "WARNING")
+                // All but the first are for debugging.
+                .filter(|entry| entry["message"].as_str().unwrap().contains("503"))
                 .nth(index)
         })
         .await;
@@ -214,7 +211,6 @@ async fn nothing_secret_is_logged() {
 async fn nothing_secret_is_logged_that_redis_repeats() {
     join!(
         assert_nothing_secret_is_logged(Some("EVALSHA")),
-        assert_nothing_secret_is_logged(Some("GET")),
         assert_nothing_secret_is_logged(Some("AUTH")),
     );
 }

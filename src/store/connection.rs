@@ -1,93 +1,260 @@
-//! The connection to Redis: deadlines, reconnecting, and a line in the log when it is lost or back.
+//! The connection to Redis: deadlines, connecting anew, asking again, and a line in the log when it is
+//! lost or back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fred::{
-    prelude::{Builder, Client, ClientLike, EventInterface},
-    types::config::{Config, ReconnectPolicy, UnresponsiveConfig},
+    error::{Error as RedisError, ErrorKind},
+    prelude::{Builder, Client, ClientLike, ClusterInterface, KeysInterface},
+    types::{
+        ConnectHandle,
+        config::{Config, ServerConfig},
+    },
 };
-use tokio::{sync::broadcast::error::RecvError, time::sleep};
+use rand::Rng;
+use tokio::{
+    sync::watch,
+    task::{JoinError, yield_now},
+    time::{Instant, sleep, timeout, timeout_at},
+};
 use tracing::{info, warn};
 
-/// A command that Redis has not answered by then has failed. Less than what a visitor may wait, see
-/// [`crate::error`], so that the log gets the reason.
-pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+use super::{Error, without_args};
+
+/// For so long a command is sent, and sent again when its connection is lost; then its visitor gets a
+/// 503. With the last attempt, that is less than what a visitor may wait, see [`crate::error`].
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// A connection on which Redis has not answered a command by then is given up: half of the patience,
+/// so that another one can still be tried.
+const UNRESPONSIVE: Duration = Duration::from_millis(750);
 
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The longest pause before another attempt to connect.
-const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+/// The pauses between attempts to connect: none before the first, then they double.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 
-/// The pauses before attempts to connect, in milliseconds: 1, 2, 4, … up to the longest, for ever.
-fn reconnect_policy() -> ReconnectPolicy {
-    let longest = RECONNECT_PAUSE.as_millis() as u32;
-    let mut policy = ReconnectPolicy::new_exponential(0, 1, longest, 2);
-    // On top of each, up to so many: a service's instances do not all come at the same moment.
-    policy.set_jitter(10);
-    policy
+/// The key of what no session has: its id would be empty.
+const NO_SESSION: &str = "views:{}";
+
+/// A connection to Redis that is renewed for ever. A clone is another handle on the same one.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    state: Arc<watch::Sender<State>>,
+    /// Whether Redis is a Cluster, where a command stays in one slot.
+    pub is_clustered: bool,
 }
 
-/// Connects in the background, and again whenever the connection is lost, for ever.
-pub fn open(config: &Config) -> Client {
-    let mut config = config.clone();
-    // The first attempt is like any other: Redis may come after us.
-    config.fail_fast = false;
-    let client = Builder::from_config(config)
-        .with_performance_config(|performance| {
-            performance.default_command_timeout = COMMAND_TIMEOUT;
+#[derive(Debug)]
+enum State {
+    Connected(Client),
+    /// Not connected, for this reason.
+    Lost(String),
+    /// The very first answer of Redis was that a setting is wrong, in these words.
+    Rejected(String),
+}
+
+impl State {
+    fn lost(&self) -> Option<String> {
+        match self {
+            Self::Lost(reason) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl Connection {
+    /// Connects in the background.
+    pub fn open(config: &Config) -> Self {
+        let connecting = State::Lost("not connected yet".to_owned());
+        let state = Arc::new(watch::Sender::new(connecting));
+        tokio::spawn(keep_connected(config.clone(), state.clone()));
+        Self {
+            state,
+            is_clustered: config.server.is_clustered(),
+        }
+    }
+
+    /// Has Redis answer a command that may be sent more than once.
+    ///
+    /// # Errors
+    /// If Redis refuses, at once. If there is no answer for [`PATIENCE`], over as many connections as
+    /// were made in that time.
+    pub async fn ask<T, E: Into<Error>, F: Future<Output = Result<T, E>>>(
+        &self,
+        mut command: impl FnMut(Client) -> F,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Waiting here, where it ends with its visitor: fred would queue what it cannot send,
+            // with no bound, and send it when it can.
+            let client = timeout_at(deadline, self.connected()).await?;
+            let answer = match timeout(UNRESPONSIVE, command(client.clone())).await {
+                Ok(answer) => answer.map_err(E::into),
+                Err(elapsed) => {
+                    self.give_up(&client, &format!("no answer within {UNRESPONSIVE:?}"));
+                    Err(elapsed.into())
+                }
+            };
+            match answer {
+                // The time may have passed while this instance was frozen.
+                Err(Error::Unanswered) if Instant::now() < deadline => yield_now().await,
+                Err(Error::Refused(reason)) if reason.starts_with("READONLY") => {
+                    // The primary has become a replica; another may now go by its name.
+                    self.give_up(&client, &reason);
+                    return Err(Error::Refused(reason));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn connected(&self) -> Client {
+        let connected = |state: &State| match state {
+            State::Connected(client) => Some(client.clone()),
+            _ => None,
+        };
+        if let Some(client) = connected(&self.state.borrow()) {
+            return client;
+        }
+        self.wait_for(connected).await
+    }
+
+    /// Has this connection, if it is still in use, replaced by another.
+    fn give_up(&self, connection: &Client, reason: &str) {
+        self.state.send_if_modified(|state| {
+            let is_used =
+                matches!(state, State::Connected(client) if client.id() == connection.id());
+            if is_used {
+                *state = State::Lost(reason.to_owned());
+            }
+            is_used
+        });
+    }
+
+    /// Resolves if Redis rejects a setting at the first attempt to connect, with the reason.
+    pub async fn rejected(&self) -> String {
+        self.wait_for(|state| match state {
+            State::Rejected(reason) => Some(reason.clone()),
+            _ => None,
         })
+        .await
+    }
+
+    async fn wait_for<T>(&self, wanted: impl Fn(&State) -> Option<T>) -> T {
+        wait_for(&self.state, wanted).await
+    }
+}
+
+async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Option<T>) -> T {
+    let mut state = state.subscribe();
+    loop {
+        if let Some(found) = wanted(&state.borrow_and_update()) {
+            return found;
+        }
+        // It fails without a sender, and here is one.
+        let _ = state.changed().await;
+    }
+}
+
+/// Connects, and again whenever the connection is lost, at once and then ever less often. One line
+/// in the log when Redis is lost, one when it is back, however often connecting fails in between.
+async fn keep_connected(mut config: Config, state: Arc<watch::Sender<State>>) {
+    let (mut was_connected, mut is_reported, mut pause) = (false, false, Duration::ZERO);
+    loop {
+        match connect(&config).await {
+            Ok((client, mut connection)) => {
+                info!("Redis is connected");
+                remember_nodes(&mut config, &client);
+                (was_connected, is_reported, pause) = (true, true, Duration::ZERO);
+                state.send_replace(State::Connected(client));
+                let reason = tokio::select! {
+                    end = &mut connection => why(end),
+                    reason = wait_for(&state, State::lost) => reason,
+                };
+                connection.abort();
+                warn!("Redis is lost: {reason}");
+                state.send_replace(State::Lost(reason));
+            }
+            Err(error) => {
+                let reason = without_args(error.details());
+                if !was_connected && let Some(rejection) = rejection(reason) {
+                    state.send_replace(State::Rejected(rejection));
+                    return;
+                }
+                if !is_reported {
+                    is_reported = true;
+                    warn!("Redis cannot be reached: {reason}");
+                }
+                pause = LONGEST_PAUSE.min(pause * 2 + SHORTEST_PAUSE);
+            }
+        }
+        // With jitter: a service's instances do not all come at the same moment.
+        let jitter = rand::thread_rng().gen_range(0.5..=1.0);
+        sleep(pause.mul_f64(jitter)).await;
+    }
+}
+
+/// Makes a connection, by a client of its own: fred's counts of what it has queued are wrong once it
+/// has lost a connection, and then it holds back what it should send.
+///
+/// Without a policy for reconnecting, fred neither keeps nor repeats a command whose connection is
+/// lost, but answers it at once: asking again is our part.
+async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
+    let client = Builder::from_config(config.clone())
         .with_connection_config(|connection| {
             connection.connection_timeout = CONNECT_TIMEOUT;
             connection.internal_command_timeout = CONNECT_TIMEOUT;
             connection.tcp.nodelay = Some(true);
-            // Without it, a connection that died silently would be noticed on the next write, or
-            // never.
-            connection.unresponsive = UnresponsiveConfig {
-                max_timeout: Some(COMMAND_TIMEOUT),
-                interval: COMMAND_TIMEOUT / 4,
-            };
         })
-        .set_policy(reconnect_policy())
-        .build()
-        .expect("building asks for nothing but a configuration");
-    tokio::spawn(log_changes(client.clone()));
-    tokio::spawn(keep_connecting(client.clone()));
-    client
-}
-
-/// fred reconnects by its policy, but gives up on what it takes for a wrong setting, such as a
-/// Cluster that is none, and that can be mended on the other side too.
-async fn keep_connecting(client: Client) {
-    loop {
-        let _ = client.connect().await;
-        sleep(RECONNECT_PAUSE).await;
+        .build()?;
+    let connection = client.init().await?;
+    // A write, of nothing: neither a replica nor a server that is loading its data will do, and fred
+    // takes a connection that is closed at once for a good one.
+    let write = timeout(CONNECT_TIMEOUT, client.del::<(), _>(NO_SESSION));
+    match write
+        .await
+        .unwrap_or(Err(RedisError::new(ErrorKind::Timeout, "no answer")))
+    {
+        Ok(()) => Ok((client, connection)),
+        Err(error) => {
+            connection.abort();
+            Err(error)
+        }
     }
 }
 
-/// One line when Redis is lost, one when it is back, however often connecting fails in between.
-async fn log_changes(client: Client) {
-    let (mut errors, mut connections) = (client.error_rx(), client.reconnect_rx());
-    let mut connected = None;
-    loop {
-        tokio::select! {
-            error = errors.recv() => match error {
-                Ok((error, _)) if connected != Some(false) => {
-                    let change = connected.map_or("cannot be reached", |_| "is lost");
-                    connected = Some(false);
-                    warn!("Redis {change}: {}", super::Error::from(error));
-                }
-                Err(RecvError::Closed) => return,
-                _ => {}
-            },
-            connection = connections.recv() => match connection {
-                Ok(server) if connected != Some(true) => {
-                    connected = Some(true);
-                    info!("Redis is connected: {server}");
-                }
-                Err(RecvError::Closed) => return,
-                _ => {}
-            },
+/// Adds the Cluster's nodes, if it is one, to those to connect to: the URL's may be gone one day.
+fn remember_nodes(config: &mut Config, client: &Client) {
+    if let ServerConfig::Clustered { hosts, .. } = &mut config.server
+        && let Some(cluster) = client.cached_cluster_state()
+    {
+        for node in cluster.unique_primary_nodes() {
+            if !hosts.contains(&node) {
+                hosts.push(node);
+            }
         }
+    }
+}
+
+/// Why a connection has ended.
+fn why(end: Result<Result<(), RedisError>, JoinError>) -> String {
+    match end {
+        Ok(Err(error)) => without_args(error.details()).to_owned(),
+        _ => "the connection has ended".to_owned(),
+    }
+}
+
+/// What is wrong with the settings if connecting fails for this reason, and not with the network.
+fn rejection(reason: &str) -> Option<String> {
+    const PASSWORD: [&str; 4] = ["WRONGPASS", "NOAUTH", "ERR AUTH", "ERR invalid password"];
+    if PASSWORD.iter().any(|answer| reason.starts_with(answer)) {
+        Some(format!("the password is refused: {reason}"))
+    } else if reason.contains("InvalidCertificate") {
+        Some(format!("the certificate does not verify: {reason}"))
+    } else {
+        None
     }
 }

@@ -62,6 +62,8 @@ impl Sessions {
 #[async_trait]
 impl SessionStore for Sessions {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
+        // Never an id that a client has offered, whatever the session went through before.
+        record.id = Id::default();
         let session = Session {
             record: record.clone(),
             views: HashMap::new(),

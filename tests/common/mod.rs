@@ -276,11 +276,11 @@ impl Redis {
         cli
     }
 
+    /// The keys of sessions.
     pub fn keys(&self) -> Vec<String> {
-        self.cli(&["KEYS", "*"])
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        let keys = self.cli(&["KEYS", "*"]);
+        let sessions = keys.lines().filter(|key| !key.starts_with("calls:"));
+        sessions.map(str::to_owned).collect()
     }
 
     /// The commands that clients send from now on, what they call inside a script left out.

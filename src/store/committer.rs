@@ -1,0 +1,225 @@
+//! Counting views in Redis: many by one call, each of them once.
+//!
+//! While a call is in flight, the views that arrive wait together for the next one (group commit):
+//! at rest a view leaves at once, alone, and under load they share a command and a round trip.
+//!
+//! A call whose answer is lost is repeated under the same number, and the script keeps the last
+//! call's number and answers: what it has counted, it does not count again. So there is never more
+//! than one call in flight of those that are kept under one key, which are the calls of one lane.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use fred::{
+    bytes_utils::Str,
+    error::Error as RedisError,
+    prelude::{Client, LuaInterface},
+    types::{Key, Value},
+    util::sha1_hash,
+};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tower_sessions::session::Id;
+
+use super::{Error, connection::Connection, redis::keys};
+
+const COUNT_VIEWS: &str = include_str!("count_views.lua");
+
+/// A call counts so many views at most: Redis, which does one thing at a time, is then busy for
+/// about 2 ms.
+const MAX_BATCH: usize = 512;
+
+/// So many views may wait for their answers; one more is refused. It is what the calls of the
+/// [patience](super::connection) can count at a round trip of 250 ms, farther than a Redis should be.
+const MAX_VIEWS: usize = 8 * MAX_BATCH;
+
+/// Counts views. A clone is another handle on the same committer.
+#[derive(Clone, Debug)]
+pub struct Committer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    redis: Connection,
+    /// The name by which Redis knows the script.
+    script: Str,
+    /// Seconds to live from each view.
+    ttl: i64,
+    /// Under this key, this instance's own, the script keeps its last call.
+    key: String,
+    /// The number of the last call.
+    calls: AtomicU64,
+    /// The lanes that have a call in flight, each with the views that wait for its next one.
+    lanes: Mutex<HashMap<Lane, Vec<View>>>,
+    /// One for each view that is waited for.
+    places: Arc<Semaphore>,
+}
+
+/// What can be counted by one call: any sessions, or in Redis Cluster, where a call stays in one
+/// slot, those of this id.
+type Lane = Option<Id>;
+
+#[derive(Debug)]
+struct View {
+    session: Id,
+    path: Str,
+    answer: oneshot::Sender<Result<Option<u64>, Error>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Committer {
+    /// Renews sessions by `ttl` with each view.
+    pub fn new(redis: Connection, ttl: Duration) -> Self {
+        Self(Arc::new(Shared {
+            redis,
+            script: sha1_hash(COUNT_VIEWS).into(),
+            ttl: ttl.as_secs() as i64,
+            key: format!("calls:{}", Id::default()),
+            calls: AtomicU64::new(0),
+            lanes: Mutex::default(),
+            places: Arc::new(Semaphore::new(MAX_VIEWS)),
+        }))
+    }
+
+    /// See [`super::Store::count_view`]. Who no longer waits before the call is sent is not counted.
+    pub async fn count_view(&self, session: Id, path: &str) -> Result<Option<u64>, Error> {
+        let shared = &self.0;
+        let place = shared.places.clone().try_acquire_owned();
+        let (answer, answered) = oneshot::channel();
+        let view = View {
+            session,
+            path: path.into(),
+            answer,
+            _place: place.map_err(|_| Error::Full)?,
+        };
+        let lane = shared.redis.is_clustered.then_some(session);
+        match shared.lanes.lock().entry(lane) {
+            Entry::Occupied(mut waiting) => waiting.get_mut().push(view),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Vec::new());
+                tokio::spawn(shared.clone().commit(lane, vec![view]));
+            }
+        }
+        // The committer answers all views; it may end before, with the program.
+        answered.await.unwrap_or(Err(Error::Unanswered))
+    }
+}
+
+impl Shared {
+    /// Counts these views, then those that have come meanwhile, until none have.
+    async fn commit(self: Arc<Self>, lane: Lane, mut views: Vec<View>) {
+        while !views.is_empty() {
+            match self.call(lane, &views).await {
+                Ok(answers) => {
+                    for (view, answer) in views.into_iter().zip(answers) {
+                        let _ = view.answer.send(answer);
+                    }
+                }
+                Err(error) => {
+                    if let Error::Unanswered = error {
+                        // Those behind have waited too, and would in vain.
+                        views.extend(
+                            self.lanes
+                                .lock()
+                                .get_mut(&lane)
+                                .into_iter()
+                                .flat_map(std::mem::take),
+                        );
+                    }
+                    for view in views {
+                        let _ = view.answer.send(Err(error.clone()));
+                    }
+                }
+            }
+            views = self.next(lane);
+        }
+    }
+
+    /// Takes the next views out of the lane, and ends it if there are none.
+    fn next(&self, lane: Lane) -> Vec<View> {
+        let mut lanes = self.lanes.lock();
+        let Some(waiting) = lanes.get_mut(&lane) else {
+            return Vec::new();
+        };
+        waiting.retain(|view| !view.answer.is_closed());
+        let batch = waiting
+            .drain(..waiting.len().min(MAX_BATCH))
+            .collect::<Vec<_>>();
+        if batch.is_empty() {
+            lanes.remove(&lane);
+        }
+        batch
+    }
+
+    /// Has Redis count these views, once. Gives the answer for each.
+    async fn call(
+        &self,
+        lane: Lane,
+        views: &[View],
+    ) -> Result<Vec<Result<Option<u64>, Error>>, Error> {
+        let number = self.calls.fetch_add(1, Relaxed) + 1;
+        let kept: String = self
+            .redis
+            .ask(|redis| self.send(redis, number, lane, views))
+            .await?;
+        let answers: Vec<_> = kept.lines().skip(1).map(answer).collect();
+        if answers.len() == views.len() {
+            Ok(answers)
+        } else {
+            Err(Error::Refused(format!(
+                "ERR {} answers to {} views",
+                answers.len(),
+                views.len()
+            )))
+        }
+    }
+
+    /// Sends the call, once.
+    async fn send(
+        &self,
+        redis: Client,
+        number: u64,
+        lane: Lane,
+        views: &[View],
+    ) -> Result<String, RedisError> {
+        let keys = || -> Vec<Key> {
+            let kept = match lane {
+                None => self.key.clone(),
+                Some(id) => format!("{}:{{{id}}}", self.key),
+            };
+            let sessions = views.iter().flat_map(|view| keys(&view.session));
+            std::iter::once(kept)
+                .chain(sessions)
+                .map(Key::from)
+                .collect()
+        };
+        let args = || -> Vec<Value> {
+            let paths = views.iter().map(|view| Value::String(view.path.clone()));
+            [Value::from(number as i64), Value::from(self.ttl)]
+                .into_iter()
+                .chain(paths)
+                .collect()
+        };
+        match redis.evalsha(self.script.clone(), keys(), args()).await {
+            // Redis is new or was emptied. It keeps what it evaluates.
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                redis.eval(COUNT_VIEWS, keys(), args()).await
+            }
+            kept => kept,
+        }
+    }
+}
+
+/// A line of what the script keeps.
+fn answer(line: &str) -> Result<Option<u64>, Error> {
+    match line.parse() {
+        Ok(0) => Ok(None),
+        Ok(count) => Ok(Some(count)),
+        Err(_) => Err(Error::Refused(line.to_owned())),
+    }
+}

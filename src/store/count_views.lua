@@ -1,0 +1,44 @@
+-- Counts views and renews their sessions: once, however often and however late the call arrives.
+-- KEYS: where the last call is kept; for each view, its session's record and its views, a hash
+-- path -> count. ARGV: the number of the call, seconds to live; for each view, its path.
+-- Returns what is kept, a line each: the number, then for each view its count, 0 if the session is
+-- over (nothing is counted then), or the error that this view met.
+local kept = redis.call('GET', KEYS[1])
+if kept and tonumber(string.match(kept, '^%d+')) >= tonumber(ARGV[1]) then
+  return kept
+end
+
+local function count_view(record, views, path)
+  -- First what a full Redis refuses: it refuses no write that follows another.
+  local count = redis.call('HINCRBY', views, path, 1)
+  if redis.call('EXPIRE', record, ARGV[2]) == 0 then
+    redis.call('DEL', views)
+    return 0
+  end
+  if count == 1 and redis.call('HLEN', views) == 1 then
+    -- The session's second view: the first one's path is in the record, which is MessagePack of
+    -- [id, data, expiry]. The data begins at byte 20; the id is of a type that cmsgpack cannot read.
+    local data = cmsgpack.unpack(string.sub(redis.call('GET', record), 20))
+    local first = data.first_view
+    if first then
+      local first_count = redis.call('HINCRBY', views, first, 1)
+      if first == path then
+        count = first_count
+      end
+    end
+  end
+  -- The record alone ends the session: it may be saved, and renewed by another clock, after the view.
+  redis.call('EXPIRE', views, ARGV[2] + 60)
+  return count
+end
+
+local lines = { ARGV[1] }
+for view = 1, #ARGV - 2 do
+  local _, answer = pcall(count_view, KEYS[2 * view], KEYS[2 * view + 1], ARGV[view + 2])
+  -- An error is a table since Redis 7, a string before.
+  lines[view + 1] = type(answer) == 'table' and answer.err or answer
+end
+kept = table.concat(lines, '\n')
+-- An hour: longer than TCP can deliver a call late.
+redis.call('SET', KEYS[1], kept, 'EX', 3600)
+return kept
