@@ -41,7 +41,6 @@ async fn run(config: &Config) -> Result<(), String> {
     let shutdown = server::shutdown_signal()
         .map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
     let listener = server::listen(config.port)
-        .await
         .map_err(|error| format!("PORT {} cannot be listened on: {error}", config.port))?;
     // Its connection ends with the process: what was to be saved was saved before it was answered.
     let store = Store::open(config);

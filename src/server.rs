@@ -18,7 +18,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
     time::{sleep, timeout},
 };
@@ -35,6 +35,10 @@ const HEAD_MAX: usize = 64 * 1024;
 /// head is not waited for any longer. The platform kills after 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// So many connections may wait to be accepted: as many as Cloud Run sends requests at once. Of more,
+/// each waits a second for its next try, and tokio's own choice is 128.
+const BACKLOG: u32 = 1000;
+
 /// After an error of accept, such as too many open files, to let connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,8 +46,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// If the port is taken or not for this user.
-pub async fn listen(port: u16) -> io::Result<TcpListener> {
-    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+pub fn listen(port: u16) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    // The port may have been another process's just now, whose connections are not quite gone.
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
 }
 
 /// Resolves at SIGTERM, the platform's word, or at Ctrl-C. Both are caught from the call on.

@@ -82,7 +82,9 @@ async fn redis_that_does_not_answer() {
     })
     .await;
     let log = service.stop();
-    let without_reason = log.iter().find(|line| line.contains("no answer within 2.5s"));
+    let without_reason = log
+        .iter()
+        .find(|line| line.contains("no answer within 2.5s"));
     assert_eq!(without_reason, None, "{log:#?}");
 }
 
@@ -107,7 +109,9 @@ async fn redis_that_is_slow() {
         begin.elapsed()
     );
     let log = service.stop();
-    let warnings = log.iter().filter(|line| line.contains("no answer within 2.5s"));
+    let warnings = log
+        .iter()
+        .filter(|line| line.contains("no answer within 2.5s"));
     assert_eq!(warnings.count(), 1, "{log:#?}");
 }
 

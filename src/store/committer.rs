@@ -18,7 +18,6 @@ use std::{
 
 use fred::{
     bytes_utils::Str,
-    error::Error as RedisError,
     prelude::{Client, LuaInterface},
     types::{Key, Value},
     util::sha1_hash,
@@ -27,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tower_sessions::session::Id;
 
-use super::{Error, connection::Connection, redis::keys};
+use super::{Error, connection::Connection, redis::session_keys};
 
 const COUNT_VIEWS: &str = include_str!("count_views.lua");
 
@@ -35,9 +34,9 @@ const COUNT_VIEWS: &str = include_str!("count_views.lua");
 /// about 2 ms.
 const MAX_BATCH: usize = 512;
 
-/// So many views may wait for their answers; one more is refused. It is what the calls of the
-/// [patience](super::connection) can count at a round trip of 250 ms, farther than a Redis should be.
-const MAX_VIEWS: usize = 8 * MAX_BATCH;
+/// So many views may wait for their answers; one more is refused. It is twice what Cloud Run sends to
+/// an instance at once, and what four calls can count.
+const MAX_VIEWS: usize = 4 * MAX_BATCH;
 
 /// Counts views. A clone is another handle on the same committer.
 #[derive(Clone, Debug)]
@@ -64,11 +63,14 @@ struct Shared {
 /// slot, those of this id.
 type Lane = Option<Id>;
 
+/// The count, none if the session is over.
+type Answer = Result<Option<u64>, Error>;
+
 #[derive(Debug)]
 struct View {
     session: Id,
     path: Str,
-    answer: oneshot::Sender<Result<Option<u64>, Error>>,
+    answer: oneshot::Sender<Answer>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -87,7 +89,7 @@ impl Committer {
     }
 
     /// See [`super::Store::count_view`]. Who no longer waits before the call is sent is not counted.
-    pub async fn count_view(&self, session: Id, path: &str) -> Result<Option<u64>, Error> {
+    pub async fn count_view(&self, session: Id, path: &str) -> Answer {
         let shared = &self.0;
         let place = shared.places.clone().try_acquire_owned();
         let (answer, answered) = oneshot::channel();
@@ -157,66 +159,45 @@ impl Shared {
     }
 
     /// Has Redis count these views, once. Gives the answer for each.
-    async fn call(
-        &self,
-        lane: Lane,
-        views: &[View],
-    ) -> Result<Vec<Result<Option<u64>, Error>>, Error> {
+    async fn call(&self, lane: Lane, views: &[View]) -> Result<Vec<Answer>, Error> {
         let number = self.calls.fetch_add(1, Relaxed) + 1;
-        let kept: String = self
-            .redis
-            .ask(|redis| self.send(redis, number, lane, views))
-            .await?;
-        let answers: Vec<_> = kept.lines().skip(1).map(answer).collect();
-        if answers.len() == views.len() {
-            Ok(answers)
-        } else {
-            Err(Error::Refused(format!(
-                "ERR {} answers to {} views",
-                answers.len(),
-                views.len()
-            )))
-        }
+        let by_name = |redis: Client| {
+            let (keys, args) = self.arguments(number, lane, views);
+            async move { redis.evalsha(self.script.clone(), keys, args).await }
+        };
+        // Redis keeps the script that it is sent.
+        let in_full = |redis: Client| {
+            let (keys, args) = self.arguments(number, lane, views);
+            async move { redis.eval(COUNT_VIEWS, keys, args).await }
+        };
+        let kept: String = match self.redis.ask(by_name).await {
+            Err(Error::Refused(reason)) if reason.starts_with("NOSCRIPT") => {
+                self.redis.ask(in_full).await?
+            }
+            kept => kept?,
+        };
+        Ok(kept.lines().skip(1).map(answer).collect())
     }
 
-    /// Sends the call, once.
-    async fn send(
-        &self,
-        redis: Client,
-        number: u64,
-        lane: Lane,
-        views: &[View],
-    ) -> Result<String, RedisError> {
-        let keys = || -> Vec<Key> {
-            let kept = match lane {
-                None => self.key.clone(),
-                Some(id) => format!("{}:{{{id}}}", self.key),
-            };
-            let sessions = views.iter().flat_map(|view| keys(&view.session));
-            std::iter::once(kept)
-                .chain(sessions)
-                .map(Key::from)
-                .collect()
-        };
-        let args = || -> Vec<Value> {
-            let paths = views.iter().map(|view| Value::String(view.path.clone()));
-            [Value::from(number as i64), Value::from(self.ttl)]
-                .into_iter()
-                .chain(paths)
-                .collect()
-        };
-        match redis.evalsha(self.script.clone(), keys(), args()).await {
-            // Redis is new or was emptied. It keeps what it evaluates.
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                redis.eval(COUNT_VIEWS, keys(), args()).await
-            }
-            kept => kept,
+    /// The script's keys and arguments.
+    fn arguments(&self, number: u64, lane: Lane, views: &[View]) -> (Vec<Key>, Vec<Value>) {
+        let mut keys = Vec::with_capacity(1 + 2 * views.len());
+        keys.push(match lane {
+            None => self.key.as_str().into(),
+            Some(id) => format!("{}:{{{id}}}", self.key).into(),
+        });
+        let mut args = Vec::with_capacity(2 + views.len());
+        args.extend([Value::from(number as i64), Value::from(self.ttl)]);
+        for view in views {
+            keys.extend(session_keys(&view.session).map(Key::from));
+            args.push(Value::String(view.path.clone()));
         }
+        (keys, args)
     }
 }
 
 /// A line of what the script keeps.
-fn answer(line: &str) -> Result<Option<u64>, Error> {
+fn answer(line: &str) -> Answer {
     match line.parse() {
         Ok(0) => Ok(None),
         Ok(count) => Ok(Some(count)),

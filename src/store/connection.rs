@@ -14,8 +14,8 @@ use fred::{
 use rand::Rng;
 use tokio::{
     sync::watch,
-    task::{JoinError, yield_now},
-    time::{Instant, sleep, timeout, timeout_at},
+    task::JoinError,
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -32,8 +32,11 @@ const UNRESPONSIVE: Duration = Duration::from_millis(750);
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The pauses between attempts to connect: none before the first, then they double.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+/// The pause before a command is sent again. Who redirects a command in a Cluster does not wait.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The longest pause between attempts to connect. There is none before the first, and it takes about
+/// 20 attempts in 3 s to get there.
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 
 /// The key of what no session has: its id would be empty.
@@ -57,6 +60,10 @@ enum State {
 }
 
 impl State {
+    fn uses(&self, connection: &Client) -> bool {
+        matches!(self, Self::Connected(client) if client.id() == connection.id())
+    }
+
     fn lost(&self) -> Option<String> {
         match self {
             Self::Lost(reason) => Some(reason.clone()),
@@ -91,23 +98,31 @@ impl Connection {
             // Waiting here, where it ends with its visitor: fred would queue what it cannot send,
             // with no bound, and send it when it can.
             let client = timeout_at(deadline, self.connected()).await?;
-            let answer = match timeout(UNRESPONSIVE, command(client.clone())).await {
-                Ok(answer) => answer.map_err(E::into),
-                Err(elapsed) => {
+            let answer = tokio::select! {
+                biased;
+                answer = command(client.clone()) => answer.map_err(E::into),
+                // fred may miss that a connection is lost, and keep what comes too late for it.
+                () = self.lost(&client) => Err(Error::Unanswered),
+                () = sleep(UNRESPONSIVE) => {
                     self.give_up(&client, &format!("no answer within {UNRESPONSIVE:?}"));
-                    Err(elapsed.into())
+                    Err(Error::Unanswered)
                 }
             };
             match answer {
-                // The time may have passed while this instance was frozen.
-                Err(Error::Unanswered) if Instant::now() < deadline => yield_now().await,
-                Err(Error::Refused(reason)) if reason.starts_with("READONLY") => {
-                    // The primary has become a replica; another may now go by its name.
-                    self.give_up(&client, &reason);
-                    return Err(Error::Refused(reason));
-                }
+                // Nothing was done: the primary has become a replica, and another may now go by its
+                // name; or it loads what it had saved.
+                Err(Error::Refused(reason)) if is_unfit(&reason) => self.give_up(&client, &reason),
+                // Nothing was done: the keys are about to move to another node of the Cluster.
+                Err(Error::Refused(reason)) if reason.starts_with("TRYAGAIN") => {}
+                Err(Error::Unanswered) => {}
                 answer => return answer,
             }
+            // Also if the time has passed while this instance was frozen: what Redis keeps of the call
+            // may be gone by now, and it would be run once more.
+            if Instant::now() >= deadline {
+                return Err(Error::Unanswered);
+            }
+            sleep(PAUSE).await;
         }
     }
 
@@ -122,11 +137,16 @@ impl Connection {
         self.wait_for(connected).await
     }
 
-    /// Has this connection, if it is still in use, replaced by another.
+    /// Resolves when this connection is no longer used.
+    async fn lost(&self, connection: &Client) {
+        self.wait_for(|state| (!state.uses(connection)).then_some(()))
+            .await
+    }
+
+    /// Has this connection, if it is still used, replaced by another.
     fn give_up(&self, connection: &Client, reason: &str) {
         self.state.send_if_modified(|state| {
-            let is_used =
-                matches!(state, State::Connected(client) if client.id() == connection.id());
+            let is_used = state.uses(connection);
             if is_used {
                 *state = State::Lost(reason.to_owned());
             }
@@ -188,7 +208,7 @@ async fn keep_connected(mut config: Config, state: Arc<watch::Sender<State>>) {
                     is_reported = true;
                     warn!("Redis cannot be reached: {reason}");
                 }
-                pause = LONGEST_PAUSE.min(pause * 2 + SHORTEST_PAUSE);
+                pause = LONGEST_PAUSE.min(pause * 4 / 3 + Duration::from_millis(1));
             }
         }
         // With jitter: a service's instances do not all come at the same moment.
@@ -208,22 +228,23 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
             connection.connection_timeout = CONNECT_TIMEOUT;
             connection.internal_command_timeout = CONNECT_TIMEOUT;
             connection.tcp.nodelay = Some(true);
+            // fred 10.1 sends what a Cluster redirects by ASK to the wrong node, and gives the answers
+            // of others that are in flight to the wrong ones. It still learns the slots from MOVED.
+            connection.max_redirections = 0;
         })
         .build()?;
-    let connection = client.init().await?;
+    let mut connection = client.init().await?;
     // A write, of nothing: neither a replica nor a server that is loading its data will do, and fred
     // takes a connection that is closed at once for a good one.
-    let write = timeout(CONNECT_TIMEOUT, client.del::<(), _>(NO_SESSION));
-    match write
-        .await
-        .unwrap_or(Err(RedisError::new(ErrorKind::Timeout, "no answer")))
-    {
-        Ok(()) => Ok((client, connection)),
-        Err(error) => {
-            connection.abort();
-            Err(error)
-        }
+    let checked = tokio::select! {
+        checked = client.del::<(), _>(NO_SESSION) => checked,
+        end = &mut connection => Err(RedisError::new(ErrorKind::IO, why(end))),
+        () = sleep(CONNECT_TIMEOUT) => Err(RedisError::new(ErrorKind::Timeout, "no answer")),
+    };
+    if checked.is_err() {
+        connection.abort();
     }
+    checked.map(|()| (client, connection))
 }
 
 /// Adds the Cluster's nodes, if it is one, to those to connect to: the URL's may be gone one day.
@@ -243,8 +264,15 @@ fn remember_nodes(config: &mut Config, client: &Client) {
 fn why(end: Result<Result<(), RedisError>, JoinError>) -> String {
     match end {
         Ok(Err(error)) => without_args(error.details()).to_owned(),
-        _ => "the connection has ended".to_owned(),
+        _ => "it has ended".to_owned(),
     }
+}
+
+/// Whether a server that refuses for this reason cannot do what a primary does.
+fn is_unfit(reason: &str) -> bool {
+    ["READONLY", "LOADING", "MASTERDOWN"]
+        .iter()
+        .any(|state| reason.starts_with(state))
 }
 
 /// What is wrong with the settings if connecting fails for this reason, and not with the network.

@@ -78,7 +78,7 @@ impl SessionStore for Sessions {
 
     /// Deletes the session, its views too.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        let delete = |redis: Client| async move { redis.del(keys(id).to_vec()).await };
+        let delete = |redis: Client| async move { redis.del(session_keys(id).to_vec()).await };
         Ok(self.redis.ask(delete).await.inspect_err(Error::report)?)
     }
 }
@@ -90,7 +90,7 @@ fn records(redis: Client) -> RedisStore<Client> {
 }
 
 /// The keys of a session: its record, named by the library, and its views.
-pub fn keys(id: &Id) -> [String; 2] {
+pub fn session_keys(id: &Id) -> [String; 2] {
     let record = id.to_string();
     // The braces put the views where the record is, in Redis Cluster.
     let views = format!("views:{{{record}}}");

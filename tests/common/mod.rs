@@ -1,13 +1,14 @@
 //! What the tests stand on: the real program and real Redis servers, on free ports of loopback,
 //! each ended with its value; and visitors, who speak HTTP.
 
+mod proxy;
+
+pub use proxy::Proxy;
+
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -17,10 +18,7 @@ use reqwest::{
     header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
 };
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than anything here takes, unless it never comes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -205,11 +203,26 @@ pub fn signal(process: u32, name: &str) {
     assert!(status.unwrap().success());
 }
 
+fn command(port: u16, options: &[&str]) -> Command {
+    let mut command = Command::new("redis-server");
+    command
+        .args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+        ])
+        .args(options);
+    command
+}
+
 /// A `redis-server` of the test's own, without persistence.
 pub struct Redis {
     process: Process,
     pub port: u16,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Redis {
@@ -229,13 +242,28 @@ impl Redis {
         Self::try_start(port, &[]).expect("redis-server does not start")
     }
 
+    /// Ends it, and starts it with these options beside its own on what it has saved. It may not be
+    /// ready yet.
+    pub fn restart_with(self, options: &[&str]) -> Self {
+        let Self {
+            process,
+            port,
+            directory,
+        } = self;
+        drop(process);
+        let mut command = command(port, options);
+        command.current_dir(directory.path()).stdout(Stdio::null());
+        Self {
+            process: Process::spawn(&mut command),
+            port,
+            directory,
+        }
+    }
+
     fn try_start(port: u16, options: &[&str]) -> Option<Self> {
         let directory = TempDir::new().unwrap();
         let mut process = Process::spawn(
-            Command::new("redis-server")
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-                .args(["--save", ""])
-                .args(options)
+            command(port, options)
                 .current_dir(directory.path())
                 .stdout(Stdio::piped()),
         );
@@ -249,7 +277,7 @@ impl Redis {
         ready.then_some(Self {
             process,
             port,
-            _directory: directory,
+            directory,
         })
     }
 
@@ -274,6 +302,31 @@ impl Redis {
         let mut cli = Command::new("redis-cli");
         cli.args(["-p", &self.port.to_string(), "--raw"]);
         cli
+    }
+
+    /// The keys of sessions.
+    /// Cuts all connections of clients every 10 ms until `end` is there. Gives how often.
+    pub async fn keep_cutting(&self, end: impl Future<Output = ()>) -> u64 {
+        let connection = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await;
+        let (mut answers, mut commands) = connection.unwrap().into_split();
+        let mut cuts = 0;
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        let cutting = async {
+            loop {
+                tick.tick().await;
+                commands
+                    .write_all(b"CLIENT KILL TYPE normal\r\n")
+                    .await
+                    .unwrap();
+                answers.read_exact(&mut [0; 4]).await.unwrap();
+                cuts += 1;
+            }
+        };
+        tokio::select! {
+            () = cutting => {}
+            () = end => {}
+        }
+        cuts
     }
 
     /// The keys of sessions.
@@ -316,76 +369,6 @@ impl Monitor<'_> {
             // 1700000000.000000 [0 127.0.0.1:50000] "EVALSHA" …
             .map(|line| line.split_once("] ").unwrap().1.to_owned())
             .collect()
-    }
-}
-
-/// A way to a Redis that can be trouble.
-pub struct Proxy {
-    pub port: u16,
-    trouble: Arc<Trouble>,
-}
-
-#[derive(Default)]
-struct Trouble {
-    /// Milliseconds by which each answer comes later.
-    delay: AtomicU64,
-    /// Whether the next answer is lost, and the connection with it.
-    loses_answer: AtomicBool,
-}
-
-impl Proxy {
-    pub async fn start(redis: &Redis) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let (port, redis) = (listener.local_addr().unwrap().port(), redis.port);
-        let trouble = Arc::new(Trouble::default());
-        let proxy = Self {
-            port,
-            trouble: trouble.clone(),
-        };
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(("127.0.0.1", redis)).await.unwrap();
-                tokio::spawn(pass_on(client, server, trouble.clone()));
-            }
-        });
-        proxy
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    /// Has each answer come so much later.
-    pub fn delay(&self, delay: Duration) {
-        self.trouble.delay.store(delay.as_millis() as u64, Relaxed);
-    }
-
-    /// Cuts the connection when the next answer comes, in its place.
-    pub fn lose_answer(&self) {
-        self.trouble.loses_answer.store(true, Relaxed);
-    }
-}
-
-/// Passes on what either says, until either ends.
-async fn pass_on(client: TcpStream, server: TcpStream, trouble: Arc<Trouble>) {
-    let (mut requests, mut to_client) = client.into_split();
-    let (mut answers, mut to_server) = server.into_split();
-    let requests = tokio::io::copy(&mut requests, &mut to_server);
-    let answers = async {
-        let mut buffer = [0; 4096];
-        while let Ok(read @ 1..) = answers.read(&mut buffer).await {
-            tokio::time::sleep(Duration::from_millis(trouble.delay.load(Relaxed))).await;
-            if trouble.loses_answer.swap(false, Relaxed) {
-                break;
-            }
-            if to_client.write_all(&buffer[..read]).await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::select! {
-        _ = requests => {}
-        () = answers => {}
     }
 }
 
@@ -437,6 +420,14 @@ impl Visitor {
             client: Client::builder().timeout(PATIENCE).build().unwrap(),
             cookie: None,
             headers: HeaderMap::new(),
+        }
+    }
+
+    /// A new visitor who shares the connections of another.
+    pub fn of(other: &Self) -> Self {
+        Self {
+            cookie: None,
+            ..other.clone()
         }
     }
 

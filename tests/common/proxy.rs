@@ -1,0 +1,156 @@
+//! A way to Redis that can be trouble.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::sleep,
+};
+
+use super::Redis;
+
+/// Passes on what a client and Redis say to each other, unless it is told to make trouble.
+pub struct Proxy {
+    pub port: u16,
+    trouble: Arc<Trouble>,
+}
+
+#[derive(Default)]
+struct Trouble {
+    /// The port of the Redis to which new connections go.
+    redis: Mutex<u16>,
+    /// By so much each answer comes later.
+    delay: Mutex<Duration>,
+    /// What happens to the next call of the script.
+    mishap: Mutex<Option<Mishap>>,
+    /// The last call of the script.
+    last_call: Mutex<Vec<u8>>,
+    /// While it is true, answers are kept back.
+    is_closed: watch::Sender<bool>,
+}
+
+enum Mishap {
+    /// It does not get to Redis, and its connection is cut.
+    LosesCall,
+    /// Redis runs it, but its connection is cut before the answer.
+    LosesAnswer,
+}
+
+impl Proxy {
+    pub async fn start(redis: &Redis) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let proxy = Self {
+            port: listener.local_addr().unwrap().port(),
+            trouble: Arc::default(),
+        };
+        proxy.switch_to(redis);
+        let trouble = proxy.trouble.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass_on(client, trouble.clone()));
+            }
+        });
+        proxy
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Sends new connections to this Redis, as a name that is given to another server does.
+    pub fn switch_to(&self, redis: &Redis) {
+        *self.trouble.redis.lock().unwrap() = redis.port;
+    }
+
+    /// Has each answer come so much later.
+    pub fn delay(&self, delay: Duration) {
+        *self.trouble.delay.lock().unwrap() = delay;
+    }
+
+    /// Keeps answers back until it is opened.
+    pub fn close(&self) {
+        self.trouble.is_closed.send_replace(true);
+    }
+
+    pub fn open(&self) {
+        self.trouble.is_closed.send_replace(false);
+    }
+
+    /// Loses the next call of the script on its way, and cuts its connection.
+    pub fn lose_call(&self) {
+        *self.trouble.mishap.lock().unwrap() = Some(Mishap::LosesCall);
+    }
+
+    /// Has Redis run the next call of the script, and cuts its connection instead of the answer.
+    pub fn lose_answer(&self) {
+        *self.trouble.mishap.lock().unwrap() = Some(Mishap::LosesAnswer);
+    }
+
+    /// The last call of the script, lost or not, as it was sent.
+    pub fn last_call(&self) -> Vec<u8> {
+        self.trouble.last_call.lock().unwrap().clone()
+    }
+
+    /// Has a call come to Redis, late or once more. Gives the answer.
+    pub async fn deliver(&self, call: &[u8]) -> String {
+        let mut redis = self.trouble.connect().await;
+        redis.write_all(call).await.unwrap();
+        let mut answer = [0; 4096];
+        let read = redis.read(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[..read]).into_owned()
+    }
+}
+
+impl Trouble {
+    async fn connect(&self) -> TcpStream {
+        let port = *self.redis.lock().unwrap();
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap()
+    }
+}
+
+/// Passes on what either says, until either ends.
+async fn pass_on(client: TcpStream, trouble: Arc<Trouble>) {
+    let (mut answers, mut to_redis) = trouble.connect().await.into_split();
+    let (mut requests, mut to_client) = client.into_split();
+    let loses_answer = watch::Sender::new(false);
+    let requests = async {
+        let mut buffer = [0; 65536];
+        while let Ok(read @ 1..) = requests.read(&mut buffer).await {
+            let request = &buffer[..read];
+            if request.windows(4).any(|word| word == b"EVAL") {
+                *trouble.last_call.lock().unwrap() = request.to_vec();
+                match trouble.mishap.lock().unwrap().take() {
+                    Some(Mishap::LosesCall) => return,
+                    Some(Mishap::LosesAnswer) => drop(loses_answer.send_replace(true)),
+                    None => {}
+                }
+            }
+            if to_redis.write_all(request).await.is_err() {
+                return;
+            }
+        }
+    };
+    let answers = async {
+        let mut buffer = [0; 65536];
+        while let Ok(read @ 1..) = answers.read(&mut buffer).await {
+            let delay = *trouble.delay.lock().unwrap();
+            if !delay.is_zero() {
+                sleep(delay).await;
+            }
+            let mut is_closed = trouble.is_closed.subscribe();
+            is_closed.wait_for(|is_closed| !is_closed).await.unwrap();
+            if *loses_answer.borrow() || to_client.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = requests => {}
+        () = answers => {}
+    }
+}

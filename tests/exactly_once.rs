@@ -1,0 +1,200 @@
+//! Promise: a view that is answered with a number was counted exactly once, whatever happens to the
+//! connection to Redis, to its answers and to calls that come late. After a 503 the view may have been
+//! counted; no other was touched.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+
+use crate::common::{Proxy, Redis, Service, Visitor, signal};
+
+/// By then a view is answered.
+const PROMISE: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn connections_are_cut_all_the_time() {
+    const VISITORS: u64 = 10;
+    const VIEWS: u64 = 3000;
+    /// Of one visitor, overlapping.
+    const AT_ONCE: u64 = 10;
+    let redis = Redis::start();
+    let services = [Service::on(&redis), Service::on(&redis)];
+    let slowest = AtomicU64::new(0);
+    let visits = async {
+        let visitors = (0..VISITORS).map(async |_| {
+            let mut visitor = Visitor::new();
+            assert_eq!(visitor.count(&services[0], "/").await, 1);
+            let views = (0..AT_ONCE).map(async |n| {
+                let mut visitor = visitor.clone();
+                let mut counts = Vec::new();
+                for _ in 0..VIEWS / AT_ONCE {
+                    let begin = Instant::now();
+                    counts.push(visitor.count(&services[n as usize % 2], "/").await);
+                    slowest.fetch_max(begin.elapsed().as_millis() as u64, Relaxed);
+                }
+                counts
+            });
+            let mut counts = join_all(views).await.concat();
+            counts.sort_unstable();
+            let expected = (2..=VIEWS + 1).collect::<Vec<_>>();
+            let wrong = counts
+                .iter()
+                .zip(&expected)
+                .find(|(count, right)| count != right);
+            assert_eq!(wrong, None, "the first wrong number, and the right one");
+            assert_eq!(counts.len(), expected.len());
+        });
+        join_all(visitors).await;
+    };
+    let begin = Instant::now();
+    let cuts = redis.keep_cutting(visits).await;
+    let slowest = Duration::from_millis(slowest.into_inner());
+    println!(
+        "{cuts} cuts in {:?}, the slowest answer took {slowest:?}",
+        begin.elapsed()
+    );
+    assert!(cuts >= 100, "{cuts} cuts");
+    assert!(slowest < PROMISE, "an answer took {slowest:?}");
+    let calls = redis.cli(&["KEYS", "calls:*"]);
+    assert_eq!(
+        calls.lines().count(),
+        services.len(),
+        "one key an instance: {calls}"
+    );
+    for key in calls.lines() {
+        let seconds: u64 = redis.cli(&["TTL", key]).parse().unwrap();
+        assert!(seconds <= 3600, "{key} lives {seconds} s");
+    }
+}
+
+/// The service, on a Redis behind a proxy; and somebody who has viewed `/` twice, so that the script
+/// is known.
+async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
+    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
+    let mut visitor = Visitor::new();
+    for view in 1..=2 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+    }
+    (redis, proxy, service, visitor)
+}
+
+#[tokio::test]
+async fn an_answer_is_lost() {
+    let (_redis, proxy, service, mut visitor) = behind_proxy().await;
+    proxy.lose_answer();
+    assert_eq!(visitor.count(&service, "/").await, 3);
+    assert_eq!(visitor.count(&service, "/").await, 4);
+    // Those of several views in one call.
+    proxy.close();
+    let views = (0..20).map(async |n| {
+        let mut visitor = visitor.clone();
+        if n == 19 {
+            proxy.lose_answer();
+            proxy.open();
+        }
+        visitor.count(&service, "/").await
+    });
+    let mut counts = join_all(views).await;
+    counts.sort_unstable();
+    assert_eq!(counts, (5..25).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_call_comes_after_its_repetition() {
+    let (_redis, proxy, service, mut visitor) = behind_proxy().await;
+    proxy.lose_call();
+    let view = visitor.count(&service, "/");
+    assert_eq!(view.await, 3);
+    let lost = proxy.last_call();
+    // Its repetition was the last call.
+    assert!(proxy.deliver(&lost).await.contains("\n3"));
+    assert_eq!(visitor.count(&service, "/").await, 4);
+    // By now, another was.
+    assert!(proxy.deliver(&lost).await.contains("\n4"));
+    assert_eq!(visitor.count(&service, "/").await, 5);
+}
+
+#[tokio::test]
+async fn a_call_comes_twice() {
+    let (_redis, proxy, service, mut visitor) = behind_proxy().await;
+    for view in 3..=5 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+        let call = proxy.last_call();
+        for _ in 0..2 {
+            proxy.deliver(&call).await;
+        }
+    }
+    assert_eq!(visitor.count(&service, "/").await, 6);
+}
+
+#[tokio::test]
+async fn a_view_that_is_answered_503_touches_no_other() {
+    let (redis, _proxy, service, mut visitor) = behind_proxy().await;
+    let mut other = Visitor::new();
+    for view in 1..=2 {
+        assert_eq!(other.count(&service, "/").await, view);
+    }
+    // Redis gets the calls, and answers nobody.
+    signal(redis.id(), "STOP");
+    let begin = Instant::now();
+    assert_eq!(visitor.view(&service, "/").await.status, 503);
+    assert!(begin.elapsed() < PROMISE, "{:?}", begin.elapsed());
+    signal(redis.id(), "CONT");
+    assert_eq!(other.count(&service, "/").await, 3);
+    let count = visitor.count(&service, "/").await;
+    assert!([3, 4].contains(&count), "{count}");
+    assert_eq!(visitor.count(&service, "/").await, count + 1);
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_counted_disturbs_no_other() {
+    let (redis, proxy, service, visitor) = behind_proxy().await;
+    let mut broken = Visitor::new();
+    broken.view(&service, "/").await;
+    let id = crate::common::session_id(broken.cookie.as_deref().unwrap());
+    redis.cli(&["SET", &format!("views:{{{id}}}"), "no hash"]);
+    // One view is in flight, the others go together in the next call.
+    proxy.close();
+    let views = (0..10).map(async |n| {
+        let mut visitor = if n % 3 == 1 {
+            broken.clone()
+        } else {
+            visitor.clone()
+        };
+        if n == 9 {
+            proxy.open();
+        }
+        visitor.view(&service, "/").await
+    });
+    let answers = join_all(views).await;
+    let (refused, counted): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 503);
+    assert_eq!(refused.len(), 3, "{answers:#?}");
+    let mut counts: Vec<_> = counted.iter().map(|answer| answer.count()).collect();
+    counts.sort_unstable();
+    assert_eq!(counts, (3..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn new_visitors_while_connections_are_cut() {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    let visits = async {
+        let visitors = (0..20).map(async |_| {
+            for _ in 0..20 {
+                let mut visitor = Visitor::new();
+                for view in 1..=2 {
+                    assert_eq!(visitor.count(&service, "/").await, view);
+                }
+            }
+        });
+        join_all(visitors).await;
+    };
+    let cuts = redis.keep_cutting(visits).await;
+    assert!(cuts > 0);
+}

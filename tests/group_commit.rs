@@ -1,0 +1,184 @@
+//! Promise: views that arrive while a call is in flight share the next one; what waits is bounded,
+//! and a visitor who hangs up costs nothing more and disturbs no other.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::common::{Proxy, Redis, Service, Visitor, eventually};
+
+/// Somebody known, behind a proxy; the script is known too.
+async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
+    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
+    let mut visitor = Visitor::new();
+    for view in 1..=2 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+    }
+    (redis, proxy, service, visitor)
+}
+
+/// How many calls of the script Redis has got so far.
+fn calls(redis: &Redis) -> u64 {
+    let stats = redis.cli(&["INFO", "commandstats"]);
+    let calls = stats.split_once("cmdstat_evalsha:calls=").unwrap().1;
+    calls.split(',').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn sixty_four_in_flight_share_their_calls() {
+    const VIEWS: u64 = 64 * 30;
+    let (redis, proxy, service, visitor) = behind_proxy().await;
+    // As far as a Redis in the same region; without it, what the tests take of the machine decides.
+    proxy.delay(Duration::from_millis(5));
+    let before = calls(&redis);
+    join_all((0..64).map(async |_| {
+        for _ in 0..VIEWS / 64 {
+            visitor.clone().count(&service, "/").await;
+        }
+    }))
+    .await;
+    let calls = calls(&redis) - before;
+    let each = calls as f64 / VIEWS as f64;
+    assert!(each <= 0.05, "{calls} calls for {VIEWS} views, {each} each");
+}
+
+#[tokio::test]
+async fn a_thousand_waiting_views_take_three_round_trips() {
+    const VIEWS: u64 = 1000;
+    let (redis, proxy, service, visitor) = behind_proxy().await;
+    proxy.delay(Duration::from_millis(20));
+    let before = calls(&redis);
+    // The first call is kept in flight until all others wait, which its own deadline allows.
+    proxy.close();
+    let waiting = connect_and_ask(&service, &visitor, VIEWS).await;
+    proxy.open();
+    let mut counts = join_all(waiting.into_iter().map(count)).await;
+    let calls = calls(&redis) - before;
+    counts.sort_unstable();
+    assert_eq!(counts, (3..VIEWS + 3).collect::<Vec<_>>());
+    assert!(calls <= 3, "{calls} calls, one after the other");
+}
+
+#[tokio::test]
+async fn a_full_queue_answers_at_once() {
+    const MAX_VIEWS: usize = 2048;
+    let (redis, proxy, service, visitor) = behind_proxy().await;
+    proxy.close();
+    let waiting = connect_and_ask(&service, &visitor, MAX_VIEWS as u64).await;
+    let begin = Instant::now();
+    let refused = visitor.clone().view(&service, "/").await;
+    let elapsed = begin.elapsed();
+    assert_eq!(refused.status, 503, "{refused:?}");
+    proxy.open();
+    let counts = join_all(waiting.into_iter().map(count)).await;
+    assert_eq!(counts.len(), MAX_VIEWS);
+    // Had it waited, it would have been answered with the others.
+    assert!(
+        elapsed < Duration::from_millis(500),
+        "refused after {elapsed:?}"
+    );
+    assert_eq!(
+        visitor.clone().count(&service, "/").await,
+        MAX_VIEWS as u64 + 3
+    );
+    drop(redis);
+    let log = service.stop();
+    let warnings = log
+        .iter()
+        .filter(|line| line.contains("too many views wait"));
+    assert_eq!(warnings.count(), 1, "{log:#?}");
+}
+
+#[tokio::test]
+async fn who_hangs_up_is_not_counted_and_disturbs_nobody() {
+    let (_redis, proxy, service, mut visitor) = behind_proxy().await;
+    let mut other = Visitor::new();
+    other.view(&service, "/").await;
+    proxy.close();
+    // One in flight, and behind it some who leave and one who stays.
+    let in_flight = connect_and_ask(&service, &visitor, 1).await;
+    let leaving = connect_and_ask(&service, &visitor, 50).await;
+    let staying = connect_and_ask(&service, &other, 1).await;
+    let others = connections(&service) - leaving.len();
+    drop(leaving);
+    eventually("the service sees them leave", async || {
+        (connections(&service) == others).then_some(())
+    })
+    .await;
+    proxy.open();
+    let waiting = in_flight.into_iter().chain(staying).map(count);
+    assert_eq!(join_all(waiting).await, [3, 2]);
+    assert_eq!(visitor.count(&service, "/").await, 4);
+}
+
+/// So many requests, each on a connection of its own, which the service has read but not answered.
+async fn connect_and_ask(service: &Service, visitor: &Visitor, views: u64) -> Vec<TcpStream> {
+    let cookie = visitor.cookie.as_deref().unwrap();
+    let request = format!(
+        "GET / HTTP/1.1\r\nhost: localhost\r\ncookie: {cookie}\r\nconnection: close\r\n\r\n"
+    );
+    let mut waiting = Vec::new();
+    for view in 1..=views {
+        let mut stream = TcpStream::connect(("127.0.0.1", service.port))
+            .await
+            .unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        waiting.push(stream);
+        // No more than may wait to be accepted, and all in the end.
+        if view % 500 == 0 || view == views {
+            all_are_read(service).await;
+        }
+    }
+    waiting
+}
+
+async fn count(mut waiting: TcpStream) -> u64 {
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut waiting, &mut answer)
+        .await
+        .unwrap();
+    let count = answer
+        .split_once("you viewed this page ")
+        .unwrap_or_else(|| panic!("{answer}"))
+        .1;
+    count.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// The service's connections: the state of each, and how many bytes it has not read yet.
+fn sockets(service: &Service) -> Vec<(u8, u64)> {
+    let hex = |digits: &str| u64::from_str_radix(digits, 16).unwrap();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let sockets = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let is_ours = hex(fields[1].split_once(':').unwrap().1) == u64::from(service.port);
+        let unread = hex(fields[4].split_once(':').unwrap().1);
+        is_ours.then(|| (hex(fields[3]) as u8, unread))
+    });
+    sockets.collect()
+}
+
+/// Waits until the service has read all that it was sent.
+async fn all_are_read(service: &Service) {
+    eventually("all is read", async || {
+        let all_unread = sockets(service)
+            .iter()
+            .map(|(_, unread)| unread)
+            .sum::<u64>();
+        (all_unread == 0).then_some(())
+    })
+    .await;
+}
+
+/// How many connections the service holds, ended by their clients or not.
+fn connections(service: &Service) -> usize {
+    const ESTABLISHED: u8 = 1;
+    const CLOSE_WAIT: u8 = 8;
+    let is_held = |(state, _): &(u8, u64)| [ESTABLISHED, CLOSE_WAIT].contains(state);
+    sockets(service)
+        .iter()
+        .filter(|socket| is_held(socket))
+        .count()
+}
