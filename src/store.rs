@@ -8,7 +8,6 @@ mod redis;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fred::error::ErrorKind;
 use time::OffsetDateTime;
 use tokio::time::error::Elapsed;
 use tower_sessions::{
@@ -36,33 +35,26 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error that fred shows as `text`, which is KIND: DETAILS.
+    /// The error that fred shows as `text`, which is KIND: DETAILS. Redis's own begin with a code in
+    /// capitals, ERR or another; all others are fred's, which has no answer then. (Its kinds do not
+    /// tell: that it has dropped a command is as unknown to it as most of what Redis says.)
     fn of(text: &str) -> Self {
-        const UNANSWERED: [ErrorKind; 7] = [
-            ErrorKind::Canceled,
-            ErrorKind::Cluster,
-            ErrorKind::IO,
-            ErrorKind::Protocol,
-            ErrorKind::Routing,
-            ErrorKind::Sentinel,
-            ErrorKind::Timeout,
-        ];
-        if UNANSWERED
-            .iter()
-            .any(|kind| text.starts_with(kind.to_str()))
-        {
-            return Self::Unanswered;
-        }
         let details = text.split_once(": ").map_or(text, |(_, details)| details);
-        Self::Refused(without_args(details).to_owned())
+        if code(details)
+            .bytes()
+            .all(|letter| letter.is_ascii_uppercase())
+        {
+            Self::Refused(without_args(details).to_owned())
+        } else {
+            Self::Unanswered
+        }
     }
 
     /// Says so in the log. That Redis does not answer is said by its connection.
     fn report(&self) {
         let kind = match self {
             Self::Unanswered => return,
-            // OOM, READONLY, …
-            Self::Refused(reason) => reason.split(' ').next().unwrap_or_default(),
+            Self::Refused(reason) => code(reason),
             Self::Full => "full",
         };
         telemetry::warn_of(
@@ -70,6 +62,11 @@ impl Error {
             format_args!("sessions are out of reach, their visitors get a 503: {self}"),
         );
     }
+}
+
+/// ERR, OOM, WRONGTYPE, …
+fn code(answer: &str) -> &str {
+    answer.split(' ').next().unwrap_or_default()
 }
 
 /// Redis answers a command that it does not know, or no longer, by repeating it: with the session's id

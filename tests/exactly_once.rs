@@ -11,6 +11,9 @@ use futures_util::future::join_all;
 
 use crate::common::{Proxy, Redis, Service, Visitor, signal};
 
+/// So often connections are cut.
+const EVERY: Duration = Duration::from_millis(10);
+
 /// By then a view is answered.
 const PROMISE: Duration = Duration::from_secs(3);
 
@@ -50,7 +53,7 @@ async fn connections_are_cut_all_the_time() {
         join_all(visitors).await;
     };
     let begin = Instant::now();
-    let cuts = redis.keep_cutting(visits).await;
+    let cuts = redis.keep_cutting(EVERY, visits).await;
     let slowest = Duration::from_millis(slowest.into_inner());
     println!(
         "{cuts} cuts in {:?}, the slowest answer took {slowest:?}",
@@ -195,6 +198,6 @@ async fn new_visitors_while_connections_are_cut() {
         });
         join_all(visitors).await;
     };
-    let cuts = redis.keep_cutting(visits).await;
+    let cuts = redis.keep_cutting(EVERY, visits).await;
     assert!(cuts > 0);
 }

@@ -5,17 +5,22 @@
 mod common;
 
 mod bounded;
+mod cluster;
 mod commands;
 mod exact;
 mod exactly_once;
 mod group_commit;
 mod hostile;
 mod logs;
+mod model;
 mod outages;
 mod own_data;
 mod pages;
+mod refused;
+mod sentinel;
 mod sessions;
 mod settings;
 mod shutdown;
 mod timeouts;
+mod tls;
 mod unavailable;

@@ -3,12 +3,13 @@
 
 use std::{
     ffi::OsStr,
-    io::Read,
     os::unix::ffi::OsStrExt,
     process::{Command, Stdio},
 };
 
-use crate::common::{Process, Redis, Service, Visitor, eventually, free_port, program};
+use crate::common::{
+    PATIENCE, Process, Redis, Service, Visitor, eventually, free_port, program, run,
+};
 
 /// Stands in every secret here.
 const MARK: &str = "hunter2";
@@ -21,20 +22,9 @@ const VARIABLES: [&str; 5] = [
     "RUST_LOG",
 ];
 
-/// Exit code, standard output and standard error of a program that ends by itself.
-fn run(program: &mut Command) -> (Option<i32>, String, String) {
-    let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
-    let status = process.wait();
-    let (mut stdout, mut stderr) = (String::new(), String::new());
-    let (out, err) = (process.0.stdout.take(), process.0.stderr.take());
-    out.unwrap().read_to_string(&mut stdout).unwrap();
-    err.unwrap().read_to_string(&mut stderr).unwrap();
-    (status.code(), stdout, stderr)
-}
-
 /// The program must refuse, in one line with these parts.
 fn assert_refused(program: &mut Command, parts: &[&str]) {
-    let (code, stdout, stderr) = run(program);
+    let (code, stdout, stderr) = run(program, PATIENCE);
     assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(!stderr.contains(MARK), "shows a secret: {stderr}");
@@ -215,7 +205,7 @@ fn cloud_run_without_redis_is_refused() {
 fn a_port_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let (code, _, stderr) = run(program([]).env("PORT", &port));
+    let (code, _, stderr) = run(program([]).env("PORT", &port), PATIENCE);
     assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(
@@ -233,7 +223,7 @@ fn help_lists_the_settings_and_shows_no_secret() {
         ("SESSION_SECRET", secret.as_str()),
     ];
     for flag in ["--help", "-h"] {
-        let (code, stdout, stderr) = run(program(secrets).arg(flag));
+        let (code, stdout, stderr) = run(program(secrets).arg(flag), PATIENCE);
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
         assert!(!stdout.contains(MARK), "{stdout}");
         for name in VARIABLES {
@@ -254,7 +244,7 @@ fn help_lists_the_settings_and_shows_no_secret() {
 
 #[test]
 fn version_is_the_packages() {
-    let (code, stdout, _) = run(program([]).arg("--version"));
+    let (code, stdout, _) = run(program([]).arg("--version"), PATIENCE);
     let expected = format!("cloud-run-sessions {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!((code, stdout), (Some(0), expected));
 }

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tower_sessions::session::Id;
 
-use super::{Error, connection::Connection, redis::session_keys};
+use super::{Error, code, connection::Connection, redis::session_keys};
 
 const COUNT_VIEWS: &str = include_str!("count_views.lua");
 
@@ -171,7 +171,7 @@ impl Shared {
             async move { redis.eval(COUNT_VIEWS, keys, args).await }
         };
         let kept: String = match self.redis.ask(by_name).await {
-            Err(Error::Refused(reason)) if reason.starts_with("NOSCRIPT") => {
+            Err(Error::Refused(reason)) if code(&reason) == "NOSCRIPT" => {
                 self.redis.ask(in_full).await?
             }
             kept => kept?,

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Error, without_args};
+use super::{Error, code, without_args};
 
 /// For so long a command is sent, and sent again when its connection is lost; then its visitor gets a
 /// 503. With the last attempt, that is less than what a visitor may wait, see [`crate::error`].
@@ -113,7 +113,7 @@ impl Connection {
                 // name; or it loads what it had saved.
                 Err(Error::Refused(reason)) if is_unfit(&reason) => self.give_up(&client, &reason),
                 // Nothing was done: the keys are about to move to another node of the Cluster.
-                Err(Error::Refused(reason)) if reason.starts_with("TRYAGAIN") => {}
+                Err(Error::Refused(reason)) if code(&reason) == "TRYAGAIN" => {}
                 Err(Error::Unanswered) => {}
                 answer => return answer,
             }
@@ -270,19 +270,16 @@ fn why(end: Result<Result<(), RedisError>, JoinError>) -> String {
 
 /// Whether a server that refuses for this reason cannot do what a primary does.
 fn is_unfit(reason: &str) -> bool {
-    ["READONLY", "LOADING", "MASTERDOWN"]
-        .iter()
-        .any(|state| reason.starts_with(state))
+    ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"].contains(&code(reason))
 }
 
 /// What is wrong with the settings if connecting fails for this reason, and not with the network.
 fn rejection(reason: &str) -> Option<String> {
-    const PASSWORD: [&str; 4] = ["WRONGPASS", "NOAUTH", "ERR AUTH", "ERR invalid password"];
-    if PASSWORD.iter().any(|answer| reason.starts_with(answer)) {
-        Some(format!("the password is refused: {reason}"))
-    } else if reason.contains("InvalidCertificate") {
-        Some(format!("the certificate does not verify: {reason}"))
-    } else {
-        None
+    if ["WRONGPASS", "NOAUTH"].contains(&code(reason)) {
+        return Some(format!("the password is refused: {reason}"));
     }
+    // As Rust's debug format has it: Custom { kind: …, error: InvalidCertificate(CAUSE) }
+    let (_, cause) = reason.split_once("InvalidCertificate(")?;
+    let cause = cause.trim_end_matches(") }");
+    Some(format!("the certificate does not verify: {cause}"))
 }

@@ -1,6 +1,7 @@
 //! A way to Redis that can be trouble.
 
 use std::{
+    io,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -98,7 +99,7 @@ impl Proxy {
 
     /// Has a call come to Redis, late or once more. Gives the answer.
     pub async fn deliver(&self, call: &[u8]) -> String {
-        let mut redis = self.trouble.connect().await;
+        let mut redis = self.trouble.connect().await.unwrap();
         redis.write_all(call).await.unwrap();
         let mut answer = [0; 4096];
         let read = redis.read(&mut answer).await.unwrap();
@@ -107,15 +108,18 @@ impl Proxy {
 }
 
 impl Trouble {
-    async fn connect(&self) -> TcpStream {
+    async fn connect(&self) -> io::Result<TcpStream> {
         let port = *self.redis.lock().unwrap();
-        TcpStream::connect(("127.0.0.1", port)).await.unwrap()
+        TcpStream::connect(("127.0.0.1", port)).await
     }
 }
 
 /// Passes on what either says, until either ends.
 async fn pass_on(client: TcpStream, trouble: Arc<Trouble>) {
-    let (mut answers, mut to_redis) = trouble.connect().await.into_split();
+    let Ok(redis) = trouble.connect().await else {
+        return;
+    };
+    let (mut answers, mut to_redis) = redis.into_split();
     let (mut requests, mut to_client) = client.into_split();
     let loses_answer = watch::Sender::new(false);
     let requests = async {

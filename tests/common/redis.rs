@@ -1,0 +1,232 @@
+//! A `redis-server` of the test's own.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{ChildStdout, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{Process, eventually, free_port};
+
+/// A `redis-server` of the test's own, without persistence.
+pub struct Redis {
+    process: Process,
+    pub port: u16,
+    directory: TempDir,
+    /// What `redis-cli` needs beside the port.
+    pub cli_options: Vec<String>,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts it with these options beside its own.
+    pub fn start_with(options: &[&str]) -> Self {
+        Self::start_where(|_| options.iter().map(ToString::to_string).collect())
+    }
+
+    pub fn start_on(port: u16) -> Self {
+        Self::try_start(port, &[]).expect("redis-server does not start")
+    }
+
+    /// Ends it, and starts it with these options beside its own on what it has saved. It may not be
+    /// ready yet.
+    pub fn restart_with(self, options: &[&str]) -> Self {
+        drop(self.process);
+        let mut server = Command::new("redis-server");
+        server
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+            ])
+            .args(options)
+            .current_dir(self.directory.path())
+            .stdout(Stdio::null());
+        Self {
+            process: Process::spawn(&mut server),
+            ..self
+        }
+    }
+
+    /// Starts it on a free port, with the options that go with that port.
+    pub fn start_where(options: impl Fn(u16) -> Vec<String>) -> Self {
+        on_free_port(|port| Self::try_start(port, &options(port)))
+    }
+
+    fn try_start(port: u16, options: &[String]) -> Option<Self> {
+        let port_option = port.to_string();
+        let own = ["--port", &port_option, "--bind", "127.0.0.1", "--save", ""];
+        let options: Vec<_> = own
+            .into_iter()
+            .chain(options.iter().map(String::as_str))
+            .collect();
+        let directory = TempDir::new().unwrap();
+        Self::launch(port, directory, &options, "Ready to accept connections")
+    }
+
+    /// Starts `redis-server` there with these arguments and waits until it says that it is ready.
+    /// None if it ends before.
+    pub fn launch(port: u16, directory: TempDir, arguments: &[&str], ready: &str) -> Option<Self> {
+        let mut process = Process::spawn(
+            Command::new("redis-server")
+                .args(arguments)
+                .current_dir(directory.path())
+                .stdout(Stdio::piped()),
+        );
+        let mut log = BufReader::new(process.0.stdout.take().unwrap()).lines();
+        let ready = log
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains(ready));
+        // Read on, or a full pipe would stop it.
+        thread::spawn(move || log.for_each(drop));
+        ready.then_some(Self {
+            process,
+            port,
+            directory,
+            cli_options: Vec::new(),
+        })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Runs one command by `redis-cli` and gives what it prints.
+    pub fn cli(&self, command: &[&str]) -> String {
+        let output = self.cli_command().args(command).output().unwrap();
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .trim_end()
+            .to_owned()
+    }
+
+    /// Runs a command that has nothing to say but OK.
+    pub fn order(&self, command: &[&str]) {
+        assert_eq!(self.cli(command), "OK", "{command:?}");
+    }
+
+    /// The value of this field of `INFO`.
+    pub fn info(&self, section: &str, field: &str) -> Option<String> {
+        let info = self.cli(&["INFO", section]);
+        let mut lines = info
+            .lines()
+            .filter_map(|line| line.trim_end().split_once(':'));
+        lines.find_map(|(name, value)| (name == field).then(|| value.to_owned()))
+    }
+
+    /// Whether it takes writes: `master`, or `slave`.
+    pub fn role(&self) -> String {
+        self.cli(&["ROLE"])
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    fn cli_command(&self) -> Command {
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-p", &self.port.to_string(), "--raw"])
+            .args(&self.cli_options);
+        cli
+    }
+
+    /// The keys of sessions.
+    /// Cuts all connections of clients again and again until `end` is there. Gives how often.
+    pub async fn keep_cutting(&self, every: Duration, end: impl Future<Output = ()>) -> u64 {
+        let connection = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await;
+        let (mut answers, mut commands) = connection.unwrap().into_split();
+        let mut cuts = 0;
+        let mut tick = tokio::time::interval(every);
+        let cutting = async {
+            loop {
+                tick.tick().await;
+                commands
+                    .write_all(b"CLIENT KILL TYPE normal\r\n")
+                    .await
+                    .unwrap();
+                answers.read_exact(&mut [0; 4]).await.unwrap();
+                cuts += 1;
+            }
+        };
+        tokio::select! {
+            () = cutting => {}
+            () = end => {}
+        }
+        cuts
+    }
+
+    /// The keys of sessions.
+    pub fn keys(&self) -> Vec<String> {
+        let keys = self.cli(&["KEYS", "*"]);
+        let sessions = keys.lines().filter(|key| !key.starts_with("calls:"));
+        sessions.map(str::to_owned).collect()
+    }
+
+    /// The commands that clients send from now on, what they call inside a script left out.
+    pub fn monitor(&self) -> Monitor<'_> {
+        let mut cli = self.cli_command();
+        let mut process = Process::spawn(cli.arg("MONITOR").stdout(Stdio::piped()));
+        let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "OK");
+        Monitor {
+            redis: self,
+            _process: process,
+            lines,
+        }
+    }
+}
+
+pub struct Monitor<'a> {
+    redis: &'a Redis,
+    _process: Process,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Monitor<'_> {
+    /// The commands since the last call, in the order in which Redis ran them.
+    pub fn commands(&mut self) -> Vec<String> {
+        const MARK: &str = "\"ECHO\" \"end of the commands\"";
+        self.redis.cli(&["ECHO", "end of the commands"]);
+        self.lines
+            .by_ref()
+            .map(Result::unwrap)
+            .take_while(|line| !line.ends_with(MARK))
+            .filter(|line| !line.contains(" lua] "))
+            // 1700000000.000000 [0 127.0.0.1:50000] "EVALSHA" …
+            .map(|line| line.split_once("] ").unwrap().1.to_owned())
+            .collect()
+    }
+}
+
+/// Starts a server on a free port.
+pub fn on_free_port(start: impl Fn(u16) -> Option<Redis>) -> Redis {
+    // Between choosing a free port and taking it, another may: then with the next.
+    (0..10)
+        .find_map(|_| start(free_port()))
+        .expect("redis-server does not start")
+}
+
+/// Waits until a replica has all that its primary was told.
+pub async fn in_step(primary: &Redis, replica: &Redis) {
+    eventually("a replica in step with its primary", async || {
+        let has = |redis: &Redis| redis.info("replication", "master_repl_offset");
+        let linked = replica.info("replication", "master_link_status")? == "up";
+        (linked && has(primary)? == has(replica)?).then_some(())
+    })
+    .await;
+}

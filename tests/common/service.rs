@@ -1,0 +1,160 @@
+//! The program, as its user starts it.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{PATIENCE, Process, Redis, signal};
+
+/// The program, as its user starts it.
+pub struct Service {
+    process: Process,
+    pub port: u16,
+    output: Output,
+}
+
+/// What a process has said so far, line by line, on both its streams.
+#[derive(Default)]
+struct Output {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// One a stream; each ends with its stream.
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Output {
+    fn collect(&mut self, stream: impl Read + Send + 'static) {
+        let lines = self.lines.clone();
+        self.readers.push(thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        }));
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+}
+
+/// The program with these settings and no others, not started yet.
+pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions"));
+    program.env_clear().env("PORT", "0").envs(settings);
+    program
+}
+
+/// Exit code, standard output and standard error of a program that ends by itself within this time.
+pub fn run(program: &mut Command, within: Duration) -> (Option<i32>, String, String) {
+    let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let begin = Instant::now();
+    let status = loop {
+        let status = process.0.try_wait().unwrap();
+        if status.is_some() || begin.elapsed() > within {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let _ = process.0.kill();
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    let (out, err) = (process.0.stdout.take(), process.0.stderr.take());
+    out.unwrap().read_to_string(&mut stdout).unwrap();
+    err.unwrap().read_to_string(&mut stderr).unwrap();
+    let status = status.unwrap_or_else(|| {
+        panic!("the program does not end within {within:?}, and says:\n{stdout}{stderr}")
+    });
+    (status.code(), stdout, stderr)
+}
+
+impl Service {
+    /// Starts the program and waits until it listens.
+    pub fn start<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut program = program(settings);
+        let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let mut output = Output::default();
+        output.collect(process.0.stdout.take().unwrap());
+        output.collect(process.0.stderr.take().unwrap());
+        let begin = Instant::now();
+        let port = loop {
+            if let Some(port) = output.lines().iter().find_map(|line| listening_port(line)) {
+                break port;
+            }
+            let ended = process.0.try_wait().unwrap();
+            assert!(
+                ended.is_none() && begin.elapsed() < PATIENCE,
+                "the program does not listen: {ended:?} {:?}",
+                output.lines()
+            );
+            thread::sleep(Duration::from_millis(1));
+        };
+        Self {
+            process,
+            port,
+            output,
+        }
+    }
+
+    /// Starts the program on this Redis.
+    pub fn on(redis: &Redis) -> Self {
+        Self::start([("REDIS_URL", redis.url().as_str())])
+    }
+
+    /// What the program has said so far.
+    pub fn log(&self) -> Vec<String> {
+        self.output.lines()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// Sends a signal by name, as `kill` does.
+    pub fn signal(&self, name: &str) {
+        signal(self.process.0.id(), name);
+    }
+
+    /// Waits for the end of the program.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait()
+    }
+
+    /// Has the program end, and gives all that it said.
+    pub fn stop(mut self) -> Vec<String> {
+        self.signal("TERM");
+        assert_eq!(self.wait().code(), Some(0));
+        self.all_lines()
+    }
+
+    /// All that the program said, once it has ended.
+    fn all_lines(&mut self) -> Vec<String> {
+        for reader in self.output.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        self.output.lines()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.0.kill();
+        let log = self.all_lines();
+        if thread::panicking() {
+            let last = &log[log.len().saturating_sub(20)..];
+            println!("the last that the failed test's program said: {last:#?}");
+        } else {
+            assert!(
+                !log.iter().any(|line| line.contains("panicked")),
+                "{log:#?}"
+            );
+        }
+    }
+}
+
+fn listening_port(line: &str) -> Option<u16> {
+    let (_, address) = line.split_once("listening on http://0.0.0.0:")?;
+    let digits = address.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}

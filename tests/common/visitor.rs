@@ -1,0 +1,134 @@
+//! Visitors, who speak HTTP.
+
+use reqwest::{
+    Client, Method,
+    header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
+};
+
+use super::{PATIENCE, Service};
+
+/// What a visitor can visit, by its port on this machine.
+pub trait Port {
+    fn port(&self) -> u16;
+}
+
+impl Port for Service {
+    fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Port for u16 {
+    fn port(&self) -> u16 {
+        *self
+    }
+}
+
+/// Somebody with a cookie jar.
+#[derive(Clone)]
+pub struct Visitor {
+    client: Client,
+    /// `name=value` of the session's cookie.
+    pub cookie: Option<String>,
+    /// Sent with each request.
+    pub headers: HeaderMap,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Visitor {
+    pub fn new() -> Self {
+        Self {
+            client: Client::builder().timeout(PATIENCE).build().unwrap(),
+            cookie: None,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    /// A new visitor who shares the connections of another.
+    pub fn of(other: &Self) -> Self {
+        Self {
+            cookie: None,
+            ..other.clone()
+        }
+    }
+
+    pub fn with_cookie(cookie: impl Into<String>) -> Self {
+        Self {
+            cookie: Some(cookie.into()),
+            ..Self::new()
+        }
+    }
+
+    /// Views a page as curl does, and keeps the cookie.
+    pub async fn view(&mut self, service: &impl Port, path: &str) -> Answer {
+        self.request(Method::GET, service, path, "*/*").await
+    }
+
+    /// The number that the page shows this visitor.
+    pub async fn count(&mut self, service: &impl Port, path: &str) -> u64 {
+        self.view(service, path).await.count()
+    }
+
+    pub async fn request(
+        &mut self,
+        method: Method,
+        service: &impl Port,
+        path: &str,
+        accept: &str,
+    ) -> Answer {
+        let mut request = self
+            .client
+            .request(method, format!("http://127.0.0.1:{}{path}", service.port()))
+            .headers(self.headers.clone())
+            .header(ACCEPT, accept);
+        if let Some(cookie) = &self.cookie {
+            request = request.header(COOKIE, cookie);
+        }
+        let response = request.send().await.unwrap();
+        let answer = Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: response.text().await.unwrap(),
+        };
+        if let Some(cookie) = answer.cookie() {
+            self.cookie = Some(cookie);
+        }
+        answer
+    }
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The number in the sentence, in text or in a page.
+    pub fn count(&self) -> u64 {
+        assert_eq!(self.status, 200, "{self:?}");
+        let number = self
+            .body
+            .split_once("you viewed this page ")
+            .and_then(|(_, rest)| rest.split_once(" times"))
+            .unwrap_or_else(|| panic!("no sentence: {self:?}"))
+            .0;
+        number.parse().unwrap()
+    }
+
+    /// `name=value` of the cookie that the answer sets.
+    pub fn cookie(&self) -> Option<String> {
+        let cookie = self.headers.get(SET_COOKIE)?.to_str().unwrap();
+        Some(cookie.split(';').next().unwrap().to_owned())
+    }
+}
+
+/// The session's id in a cookie, signed or not. A signature is 44 characters of Base64.
+pub fn session_id(cookie: &str) -> String {
+    let value = cookie.split_once('=').unwrap().1;
+    value[value.len() - 22..].to_owned()
+}
