@@ -32,7 +32,7 @@ const UNRESPONSIVE: Duration = Duration::from_millis(750);
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The pause before a command is sent again. Who redirects a command in a Cluster does not wait.
+/// The pause before a command is sent again: what a Cluster is about to move may take a while.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// The longest pause between attempts to connect. There is none before the first, and it takes about
@@ -98,6 +98,11 @@ impl Connection {
             // Waiting here, where it ends with its visitor: fred would queue what it cannot send,
             // with no bound, and send it when it can.
             let client = timeout_at(deadline, self.connected()).await?;
+            // It may have passed while this instance was frozen: what Redis keeps of a call may be gone
+            // by now, and it would be run once more.
+            if Instant::now() >= deadline {
+                return Err(Error::Unanswered);
+            }
             let answer = tokio::select! {
                 biased;
                 answer = command(client.clone()) => answer.map_err(E::into),
@@ -116,11 +121,6 @@ impl Connection {
                 Err(Error::Refused(reason)) if code(&reason) == "TRYAGAIN" => {}
                 Err(Error::Unanswered) => {}
                 answer => return answer,
-            }
-            // Also if the time has passed while this instance was frozen: what Redis keeps of the call
-            // may be gone by now, and it would be run once more.
-            if Instant::now() >= deadline {
-                return Err(Error::Unanswered);
             }
             sleep(PAUSE).await;
         }
