@@ -59,8 +59,13 @@ async fn back(
         "back after {:?}",
         since.elapsed()
     );
-    println!("back after {:?}", since.elapsed());
+    println!("{}: back after {:?}", test(), since.elapsed());
     answer
+}
+
+/// The name of the test at hand.
+fn test() -> String {
+    std::thread::current().name().unwrap_or_default().to_owned()
 }
 
 fn count_lines(log: &[String], part: &str) -> usize {
@@ -151,6 +156,7 @@ async fn redis_is_frozen_under_800_requests() {
     for round in 1..=3 {
         let answers = ask(&visitor).await;
         let slowest = answers.iter().map(|(_, elapsed)| elapsed).max().unwrap();
+        println!("{}: 503 after {slowest:?} at most", test());
         assert!(
             answers.iter().all(|(status, _)| *status == 503),
             "round {round}"
@@ -166,7 +172,7 @@ async fn redis_is_frozen_under_800_requests() {
     back(&service, &mut visitor, since, WELL).await;
     let answers = ask(&visitor).await;
     assert!(answers.iter().all(|(status, _)| *status == 200));
-    println!("bytes before, and in each round while frozen: {bytes:?}");
+    println!("{}: bytes before, and after each round: {bytes:?}", test());
     assert!(bytes[3] - bytes[0] < 20_000_000, "{bytes:?}");
     assert!(
         bytes[3] - bytes[1] < 1_000_000,
@@ -192,6 +198,7 @@ async fn this_instance_is_frozen_while_redis_hangs_up() {
         }
         assert_eq!(visitor.clone().view(&service, "/bar").await.count(), view);
         assert!(begin.elapsed() < PROMISE, "{:?}", begin.elapsed());
+        println!("{}: answered after {:?}", test(), begin.elapsed());
     }
 }
 

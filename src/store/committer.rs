@@ -53,7 +53,7 @@ struct Shared {
     key: String,
     /// The number of the last call.
     calls: AtomicU64,
-    /// The lanes that have a call in flight, each with the views that wait for its next one.
+    /// The lanes that are at work, each with the views that wait for its next call.
     lanes: Mutex<HashMap<Lane, Vec<View>>>,
     /// One for each view that is waited for.
     places: Arc<Semaphore>,
@@ -103,8 +103,8 @@ impl Committer {
         match shared.lanes.lock().entry(lane) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push(view),
             Entry::Vacant(vacant) => {
-                vacant.insert(Vec::new());
-                tokio::spawn(shared.clone().commit(lane, vec![view]));
+                vacant.insert(vec![view]);
+                tokio::spawn(shared.clone().commit(lane));
             }
         }
         // The committer answers all views; it may end before, with the program.
@@ -113,9 +113,9 @@ impl Committer {
 }
 
 impl Shared {
-    /// Counts these views, then those that have come meanwhile, until none have.
-    async fn commit(self: Arc<Self>, lane: Lane, mut views: Vec<View>) {
-        while !views.is_empty() {
+    /// Counts the lane's views, call by call, until none wait.
+    async fn commit(self: Arc<Self>, lane: Lane) {
+        while let Some(mut views) = self.next(lane) {
             match self.call(lane, &views).await {
                 Ok(answers) => {
                     for (view, answer) in views.into_iter().zip(answers) {
@@ -123,39 +123,30 @@ impl Shared {
                     }
                 }
                 Err(error) => {
-                    if let Error::Unanswered = error {
-                        // Those behind have waited too, and would in vain.
-                        views.extend(
-                            self.lanes
-                                .lock()
-                                .get_mut(&lane)
-                                .into_iter()
-                                .flat_map(std::mem::take),
-                        );
+                    if let Error::Unanswered = error
+                        && let Some(waiting) = self.lanes.lock().get_mut(&lane)
+                    {
+                        // They have waited too, and would again, in vain.
+                        views.append(waiting);
                     }
                     for view in views {
                         let _ = view.answer.send(Err(error.clone()));
                     }
                 }
             }
-            views = self.next(lane);
         }
     }
 
     /// Takes the next views out of the lane, and ends it if there are none.
-    fn next(&self, lane: Lane) -> Vec<View> {
+    fn next(&self, lane: Lane) -> Option<Vec<View>> {
         let mut lanes = self.lanes.lock();
-        let Some(waiting) = lanes.get_mut(&lane) else {
-            return Vec::new();
-        };
+        let waiting = lanes.get_mut(&lane)?;
         waiting.retain(|view| !view.answer.is_closed());
-        let batch = waiting
-            .drain(..waiting.len().min(MAX_BATCH))
-            .collect::<Vec<_>>();
-        if batch.is_empty() {
+        if waiting.is_empty() {
             lanes.remove(&lane);
+            return None;
         }
-        batch
+        Some(waiting.drain(..waiting.len().min(MAX_BATCH)).collect())
     }
 
     /// Has Redis count these views, once. Gives the answer for each.
