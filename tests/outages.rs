@@ -203,6 +203,23 @@ async fn this_instance_is_frozen_while_redis_hangs_up() {
 }
 
 #[tokio::test]
+async fn a_connection_dies_without_a_word() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
+    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
+    let mut visitor = Visitor::new();
+    for view in 1..=4 {
+        let begin = Instant::now();
+        assert_eq!(visitor.count(&service, "/").await, view);
+        // New visitors come all the time, so that there is always something to send.
+        assert_eq!(Visitor::new().count(&service, "/").await, 1);
+        assert!(begin.elapsed() < PROMISE, "{:?}", begin.elapsed());
+        println!("{}: answered after {:?}", test(), begin.elapsed());
+        proxy.silence();
+    }
+}
+
+#[tokio::test]
 async fn redis_is_full() {
     let redis = Redis::start();
     let service = Service::on(&redis);

@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -33,6 +36,9 @@ struct Trouble {
     last_call: Mutex<Vec<u8>>,
     /// While it is true, answers are kept back.
     is_closed: watch::Sender<bool>,
+    /// Connections that are older than this, counted from the first, are silent.
+    silent_before: AtomicU64,
+    connections: AtomicU64,
 }
 
 enum Mishap {
@@ -82,6 +88,13 @@ impl Proxy {
         self.trouble.is_closed.send_replace(false);
     }
 
+    /// Has nothing come through any more on the connections that there are, as when a router in between
+    /// has forgotten them.
+    pub fn silence(&self) {
+        let connections = self.trouble.connections.load(Relaxed);
+        self.trouble.silent_before.store(connections, Relaxed);
+    }
+
     /// Loses the next call of the script on its way, and cuts its connection.
     pub fn lose_call(&self) {
         *self.trouble.mishap.lock().unwrap() = Some(Mishap::LosesCall);
@@ -122,10 +135,15 @@ async fn pass_on(client: TcpStream, trouble: Arc<Trouble>) {
     let (mut answers, mut to_redis) = redis.into_split();
     let (mut requests, mut to_client) = client.into_split();
     let loses_answer = watch::Sender::new(false);
+    let connection = trouble.connections.fetch_add(1, Relaxed);
+    let is_silent = || connection < trouble.silent_before.load(Relaxed);
     let requests = async {
         let mut buffer = [0; 65536];
         while let Ok(read @ 1..) = requests.read(&mut buffer).await {
             let request = &buffer[..read];
+            if is_silent() {
+                continue;
+            }
             if request.windows(4).any(|word| word == b"EVAL") {
                 *trouble.last_call.lock().unwrap() = request.to_vec();
                 match trouble.mishap.lock().unwrap().take() {

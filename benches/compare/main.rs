@@ -1,0 +1,87 @@
+//! The service beside others, measured: `cargo bench`.
+//!
+//! It starts all of them on one Redis, drives each in turn by wrk, and prints a table. The table and a
+//! chart go into the README. Every figure is read from the system: /proc, Redis's INFO and MEMORY
+//! USAGE, wrk, the clock. It judges nothing.
+//!
+//! It needs redis-server, redis-cli, wrk, and Node with npm.
+
+mod figures;
+mod peers;
+mod programs;
+mod proxy;
+mod report;
+mod wrk;
+
+use std::{env, time::Duration};
+
+use figures::Figures;
+use programs::{Program, Redis};
+
+/// Each program is driven so often; what is shown is the median.
+const ROUNDS: usize = 5;
+
+/// By so many connections, each with one view in flight.
+const CONNECTIONS: usize = 64;
+
+/// By so many visitors, known and at their third view or later.
+const SESSIONS: usize = 200;
+
+/// So long each time.
+const ROUND: Duration = Duration::from_secs(5);
+
+fn main() {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if let [serve, peer] = &arguments[..]
+        && serve == "serve"
+    {
+        return peers::serve(peer);
+    }
+    programs::prepare();
+    let redis = Redis::start();
+    let mut all: Vec<_> = Program::ALL
+        .map(|program| (program, Figures::default()))
+        .into();
+
+    for (program, figures) in &mut all {
+        println!("{program}: the first answer, views that overlap, bytes in Redis");
+        figures.first_answer =
+            figures::median((0..ROUNDS).map(|_| figures::first_answer(program, &redis)));
+        if program.has_sessions() {
+            let server = program.start(&redis);
+            figures.overlapping = Some(figures::overlapping(&server));
+            figures.bytes = Some(figures::bytes(&server, &redis));
+        }
+    }
+
+    let servers: Vec<_> = all
+        .iter()
+        .map(|(program, _)| program.start(&redis))
+        .collect();
+    let cookies: Vec<_> = servers
+        .iter()
+        .map(|server| figures::sessions(server, SESSIONS))
+        .collect();
+    for round in 1..=ROUNDS {
+        for ((program, figures), (server, cookies)) in
+            all.iter_mut().zip(servers.iter().zip(&cookies))
+        {
+            let drive = figures::drive(server, &redis, cookies, CONNECTIONS, ROUND);
+            println!(
+                "round {round} of {ROUNDS}, {program}: {:.0} views/s",
+                drive.views_per_second
+            );
+            figures.drives.push(drive);
+        }
+    }
+    for ((_, figures), server) in all.iter_mut().zip(&servers) {
+        figures.memory = server.memory();
+    }
+    drop(servers);
+
+    for (program, figures) in all.iter_mut().filter(|(program, _)| program.has_sessions()) {
+        println!("{program}: a round trip of 5 ms to Redis");
+        figures.far = Some(figures::far(program, &redis, ROUND));
+    }
+    report::report(&all);
+}

@@ -1,0 +1,238 @@
+//! The programs that are measured, and their Redis: each a process that ends with its value.
+
+use std::{
+    env, fmt, fs,
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Longer than any of them takes to start.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Service,
+    TowerSessions,
+    Express,
+    AxumAlone,
+}
+
+impl Program {
+    pub const ALL: [Self; 4] = [
+        Self::Service,
+        Self::TowerSessions,
+        Self::Express,
+        Self::AxumAlone,
+    ];
+
+    pub fn has_sessions(self) -> bool {
+        self != Self::AxumAlone
+    }
+
+    /// Starts it on a database of its own, and waits until it answers.
+    pub fn start(self, redis: &Redis) -> Server {
+        let server = self.launch(&redis.url(self as usize));
+        server.wait();
+        server
+    }
+
+    /// Starts it, and does not wait.
+    pub fn launch(self, redis: &str) -> Server {
+        let port = free_port();
+        let mut command = match self {
+            Self::Service => Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions")),
+            Self::TowerSessions | Self::AxumAlone => {
+                let mut peer = Command::new(env::current_exe().unwrap());
+                let name = if self == Self::AxumAlone {
+                    "axum"
+                } else {
+                    "tower-sessions"
+                };
+                peer.args(["serve", name]);
+                peer
+            }
+            Self::Express => {
+                let mut node = Command::new("node");
+                node.arg(express().join("index.js"))
+                    .env("NODE_ENV", "production");
+                node
+            }
+        };
+        command
+            .env("PORT", port.to_string())
+            .env("REDIS_URL", redis);
+        Server {
+            process: Process::spawn(command.stdout(Stdio::null())),
+            database: self as usize,
+            port,
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Service => "cloud-run-sessions",
+            Self::TowerSessions => "tower-sessions, map written back",
+            Self::Express => "Express, as in the tutorial",
+            Self::AxumAlone => "axum alone, no session",
+        })
+    }
+}
+
+fn express() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/express")
+}
+
+/// Installs what the Express app needs.
+pub fn prepare() {
+    println!("npm ci, in benches/express");
+    let status = Command::new("npm")
+        .args(["ci", "--silent"])
+        .current_dir(express())
+        .status();
+    assert!(status.expect("npm").success(), "npm ci failed");
+}
+
+struct Process(Child);
+
+impl Process {
+    fn spawn(command: &mut Command) -> Self {
+        let child = command.spawn();
+        Self(child.unwrap_or_else(|error| panic!("{:?}: {error}", command.get_program())))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A program that listens, or will.
+pub struct Server {
+    process: Process,
+    /// Of Redis.
+    pub database: usize,
+    pub port: u16,
+}
+
+impl Server {
+    fn wait(&self) {
+        let begin = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "no answer on port {}",
+                self.port
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Seconds of CPU it has used so far, in itself and in the kernel.
+    pub fn cpu(&self) -> f64 {
+        /// Of Linux, on every machine it runs on today.
+        const TICKS_PER_SECOND: f64 = 100.0;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.0.id())).unwrap();
+        // Behind the name in brackets: state is field 3, utime 14, stime 15.
+        let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
+        (ticks(14) + ticks(15)) / TICKS_PER_SECOND
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn memory(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
+        let resident = status.split_once("VmRSS:").unwrap().1;
+        let kilobytes: f64 = resident.split_whitespace().next().unwrap().parse().unwrap();
+        kilobytes * 1024.0
+    }
+}
+
+/// A `redis-server` without persistence.
+pub struct Redis {
+    _process: Process,
+    pub port: u16,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        let port = free_port();
+        let mut command = Command::new("redis-server");
+        command
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+            ])
+            .stdout(Stdio::null());
+        let redis = Self {
+            _process: Process::spawn(&mut command),
+            port,
+        };
+        let begin = Instant::now();
+        while redis.cli(0, &["PING"]) != "PONG" {
+            assert!(begin.elapsed() < PATIENCE, "redis-server does not start");
+        }
+        redis
+    }
+
+    pub fn url(&self, database: usize) -> String {
+        format!("redis://127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Runs one command by `redis-cli` and gives what it prints.
+    pub fn cli(&self, database: usize, command: &[&str]) -> String {
+        let output = Command::new("redis-cli")
+            .args([
+                "-p",
+                &self.port.to_string(),
+                "-n",
+                &database.to_string(),
+                "--raw",
+            ])
+            .args(command)
+            .output()
+            .expect("redis-cli");
+        String::from_utf8_lossy(&output.stdout)
+            .trim_end()
+            .to_owned()
+    }
+
+    /// A field of INFO.
+    pub fn info(&self, section: &str, field: &str) -> f64 {
+        let info = self.cli(0, &["INFO", section]);
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|value| value.trim().parse().ok())
+            .unwrap_or_default()
+    }
+
+    /// Seconds of CPU it has used so far.
+    pub fn cpu(&self) -> f64 {
+        self.info("cpu", "used_cpu_user") + self.info("cpu", "used_cpu_sys")
+    }
+
+    /// How often a command has been called so far, by clients and scripts.
+    pub fn calls(&self, command: &str) -> f64 {
+        let info = self.cli(0, &["INFO", "commandstats"]);
+        let prefix = format!("cmdstat_{command}:calls=");
+        let line = info.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.and_then(|rest| rest.split(',').next()?.parse().ok())
+            .unwrap_or_default()
+    }
+}
+
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}

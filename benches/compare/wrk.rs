@@ -1,0 +1,70 @@
+//! The load: wrk, with one visitor's cookie after the other.
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+/// What wrk found.
+pub struct Load {
+    pub views: f64,
+    pub views_per_second: f64,
+    /// The median time to the answer.
+    pub p50: Duration,
+}
+
+/// Views `/` on `port` for some time, by so many connections, each with one view in flight.
+pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) -> Load {
+    let script = script(cookies);
+    let output = Command::new("wrk")
+        .args([
+            "-t1",
+            &format!("-c{connections}"),
+            &format!("-d{}s", time.as_secs()),
+        ])
+        .arg("-s")
+        .arg(&script)
+        .arg(format!("http://127.0.0.1:{port}/"))
+        .output()
+        .expect("wrk");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let result = said.lines().find_map(|line| line.strip_prefix("result "));
+    let result = result.unwrap_or_else(|| panic!("wrk said {said}"));
+    let fields: Vec<f64> = result
+        .split(' ')
+        .map(|field| field.parse().unwrap())
+        .collect();
+    let [views, micros, p50, wrong] = fields[..] else {
+        panic!("wrk said {said}")
+    };
+    assert!(wrong == 0.0, "{wrong} of {views} views failed: {said}");
+    Load {
+        views,
+        views_per_second: views / micros * 1e6,
+        p50: Duration::from_micros(p50 as u64),
+    }
+}
+
+/// wrk's script: the requests, made once, and the result in one line.
+fn script(cookies: &[String]) -> PathBuf {
+    let cookies: Vec<_> = cookies.iter().map(|cookie| format!("{cookie:?}")).collect();
+    let script = format!(
+        r#"local requests, next = {{}}, 0
+function init()
+  for n, cookie in ipairs({{ {} }}) do
+    requests[n] = wrk.format("GET", "/", {{ Host = "localhost", Cookie = cookie }})
+  end
+end
+function request()
+  next = next % #requests + 1
+  return requests[next]
+end
+function done(summary, latency)
+  local errors = summary.errors
+  local wrong = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  io.write(string.format("result %d %d %d %d\n", summary.requests, summary.duration, latency:percentile(50), wrong))
+end
+"#,
+        cookies.join(", ")
+    );
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("wrk.lua");
+    fs::write(&path, script).unwrap();
+    path
+}
