@@ -41,8 +41,9 @@ pub struct Config {
 
     /// Redis to keep sessions in, `redis://[user:password@]host[:port][/database]`, or with
     /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://;
-    /// `?node=host:port` adds a node, `?sentinelServiceName=name` names Sentinel's service; without
-    /// it, sessions live and end with this process
+    /// `?node=host:port` adds a node, `?sentinelServiceName=name` names Sentinel's service, and
+    /// `sentinelUsername`, `sentinelPassword` are for the Sentinels themselves; without it, sessions
+    /// live and end with this process
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 
@@ -137,7 +138,8 @@ fn redis_url(value: &str) -> Result<RedisConfig, String> {
 fn allowed_urls() -> String {
     format!(
         "allowed: {}://, each with [user:password@]host[:port][/database], \
-         Cluster and Sentinel with [?node=host:port], Sentinel with ?sentinelServiceName=name",
+         Cluster and Sentinel with [?node=host:port], Sentinel with \
+         ?sentinelServiceName=name[&sentinelUsername=user&sentinelPassword=password]",
         REDIS_SCHEMES.join("://, ")
     )
 }

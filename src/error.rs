@@ -10,14 +10,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio::time::timeout;
-use tracing::warn;
 
 use crate::{pages::Format, store, telemetry};
 
 /// A visitor waits at most this long for an answer: the promise is 3 s, on the wire.
 const DEADLINE: Duration = Duration::from_millis(2500);
 
-/// Seconds after which asking again makes sense: the connection to Redis is tried anew every second.
+/// Seconds after which asking again makes sense: by then, connecting to Redis was tried anew.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// A handler's error: its session could not be had. The visitor gets a 503.
@@ -35,7 +34,12 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         // The store reports its own failures; this one it cannot see.
         if let Self::Session(tower_sessions::session::Error::SerdeJson(error)) = &self {
-            warn!("the session's record holds something else than was asked for: {error}");
+            // Without its words, which may hold the session's data.
+            let problem = error.classify();
+            telemetry::warn_of(
+                "record",
+                format_args!("a session holds something else than was asked for: {problem:?}"),
+            );
         }
         StatusCode::SERVICE_UNAVAILABLE.into_response()
     }

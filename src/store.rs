@@ -26,7 +26,7 @@ pub enum Error {
     /// Redis cannot be reached or does not answer. What was asked of it may have been done.
     #[error("Redis does not answer")]
     Unanswered,
-    /// Redis answers with an error, this one, without what was asked of it. Nothing was done.
+    /// Redis answers with an error, this one, without what was asked of it. It has done nothing.
     #[error("Redis refuses: {0}")]
     Refused(String),
     /// As many views wait for their answers as may. Nothing was done.
@@ -91,7 +91,8 @@ impl From<session_store::Error> for Error {
     fn from(error: session_store::Error) -> Self {
         match error {
             session_store::Error::Backend(text) => Self::of(&text),
-            error => Self::Refused(error.to_string()),
+            // Without its words, which may hold the session's data.
+            _ => Self::Refused("ERR a session's record is not what it should be".to_owned()),
         }
     }
 }

@@ -69,7 +69,7 @@ async fn connections_are_cut_all_the_time() {
     );
     for key in calls.lines() {
         let seconds: u64 = redis.cli(&["TTL", key]).parse().unwrap();
-        assert!(seconds <= 3600, "{key} lives {seconds} s");
+        assert!((3500..=3600).contains(&seconds), "{key} lives {seconds} s");
     }
 }
 

@@ -11,6 +11,9 @@ use tokio::{
 
 use crate::common::{Proxy, Redis, Service, Visitor, eventually};
 
+/// So many views may wait.
+const MAX_VIEWS: u64 = 2048;
+
 /// Somebody known, behind a proxy; the script is known too.
 async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
     let redis = Redis::start();
@@ -66,10 +69,9 @@ async fn a_thousand_waiting_views_take_three_round_trips() {
 
 #[tokio::test]
 async fn a_full_queue_answers_at_once() {
-    const MAX_VIEWS: usize = 2048;
     let (redis, proxy, service, visitor) = behind_proxy().await;
     proxy.close();
-    let waiting = connect_and_ask(&service, &visitor, MAX_VIEWS as u64).await;
+    let waiting = connect_and_ask(&service, &visitor, MAX_VIEWS).await;
     let begin = Instant::now();
     let refused = visitor.clone().view(&service, "/").await;
     let elapsed = begin.elapsed();
@@ -91,6 +93,20 @@ async fn a_full_queue_answers_at_once() {
 }
 
 #[tokio::test]
+async fn who_hangs_up_makes_room() {
+    let (_redis, proxy, service, visitor) = behind_proxy().await;
+    proxy.close();
+    let in_flight = connect_and_ask(&service, &visitor, 1).await;
+    let others = connections(&service);
+    drop(connect_and_ask(&service, &visitor, MAX_VIEWS - 1).await);
+    all_have_left(&service, others).await;
+    let staying = connect_and_ask(&service, &visitor, 1).await;
+    proxy.open();
+    let waiting = in_flight.into_iter().chain(staying).map(count);
+    assert_eq!(join_all(waiting).await, [3, 4]);
+}
+
+#[tokio::test]
 async fn who_hangs_up_is_not_counted_and_disturbs_nobody() {
     let (_redis, proxy, service, mut visitor) = behind_proxy().await;
     let mut other = Visitor::new();
@@ -98,14 +114,10 @@ async fn who_hangs_up_is_not_counted_and_disturbs_nobody() {
     proxy.close();
     // One in flight, and behind it some who leave and one who stays.
     let in_flight = connect_and_ask(&service, &visitor, 1).await;
-    let leaving = connect_and_ask(&service, &visitor, 50).await;
     let staying = connect_and_ask(&service, &other, 1).await;
-    let others = connections(&service) - leaving.len();
-    drop(leaving);
-    eventually("the service sees them leave", async || {
-        (connections(&service) == others).then_some(())
-    })
-    .await;
+    let others = connections(&service);
+    drop(connect_and_ask(&service, &visitor, 50).await);
+    all_have_left(&service, others).await;
     proxy.open();
     let waiting = in_flight.into_iter().chain(staying).map(count);
     assert_eq!(join_all(waiting).await, [3, 2]);
@@ -168,6 +180,14 @@ async fn all_are_read(service: &Service) {
             .map(|(_, unread)| unread)
             .sum::<u64>();
         (all_unread == 0).then_some(())
+    })
+    .await;
+}
+
+/// Waits until the service holds no more connections than these.
+async fn all_have_left(service: &Service, others: usize) {
+    eventually("all have left", async || {
+        (connections(service) <= others).then_some(())
     })
     .await;
 }

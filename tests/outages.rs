@@ -34,6 +34,7 @@ async fn assert_away(service: &Service, visitor: &Visitor) {
             "{path} took {:?}",
             begin.elapsed()
         );
+        println!("{}: 503 after {:?}", test(), begin.elapsed());
     }
     assert_eq!(
         Visitor::new().view(service, "/health/live").await.status,
@@ -172,12 +173,15 @@ async fn redis_is_frozen_under_800_requests() {
     back(&service, &mut visitor, since, WELL).await;
     let answers = ask(&visitor).await;
     assert!(answers.iter().all(|(status, _)| *status == 200));
-    println!("{}: bytes before, and after each round: {bytes:?}", test());
-    assert!(bytes[3] - bytes[0] < 20_000_000, "{bytes:?}");
     assert!(
-        bytes[3] - bytes[1] < 1_000_000,
-        "it grows with each round: {bytes:?}"
+        since.elapsed() < WELL,
+        "all is well after {:?}",
+        since.elapsed()
     );
+    println!("{}: bytes before, and after each round: {bytes:?}", test());
+    assert!(bytes[3].saturating_sub(bytes[0]) < 20_000_000, "{bytes:?}");
+    let grown = bytes[3].saturating_sub(bytes[1]);
+    assert!(grown < 1_000_000, "it grows with each round: {bytes:?}");
 }
 
 #[tokio::test]
@@ -238,6 +242,27 @@ async fn redis_is_full() {
     let log = service.stop();
     assert_eq!(count_lines(&log, "OOM"), 1, "{log:#?}");
     assert_eq!(count_lines(&log, "WARN"), 1, "{log:#?}");
+}
+
+#[tokio::test]
+async fn redis_gets_another_password() {
+    let mut redis = Redis::start();
+    let service = Service::on(&redis);
+    let mut visitor = Visitor::new();
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    redis.cli(&["CONFIG", "SET", "requirepass", "another"]);
+    redis.cli_options = ["--no-auth-warning", "-a", "another"]
+        .map(str::to_owned)
+        .into();
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    // It was right once, so it may be right again: the program lives, and says why it does not serve.
+    assert_away(&service, &visitor).await;
+    redis.cli(&["CONFIG", "SET", "requirepass", ""]);
+    let since = Instant::now();
+    assert_eq!(back(&service, &mut visitor, since, BACK).await.count(), 2);
+    let log = service.stop();
+    assert_eq!(count_lines(&log, "NOAUTH"), 1, "{log:#?}");
+    assert_eq!(count_lines(&log, "WARN"), 2, "{log:#?}");
 }
 
 #[tokio::test]
@@ -340,9 +365,7 @@ async fn connecting_is_tried_at_once_and_then_less_often_for_ever() {
     // The tests' own share of the machine is in it too.
     let longest = LONGEST_PAUSE + Duration::from_millis(200);
     assert!(last.iter().all(|pause| *pause < longest), "{last:?}");
-    let same = last
-        .windows(2)
-        .filter(|pair| pair[0].abs_diff(pair[1]) < Duration::from_millis(5));
-    assert!(same.count() < 4, "no jitter: {last:?}");
+    let spread = *last.iter().max().unwrap() - *last.iter().min().unwrap();
+    assert!(spread > Duration::from_millis(60), "no jitter: {last:?}");
     assert_eq!(count_lines(&service.stop(), "WARN"), 1);
 }

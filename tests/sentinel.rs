@@ -3,12 +3,28 @@
 
 use std::time::Duration;
 
-use crate::common::{Load, Sentinels, Service, Visitor};
+use crate::common::{Load, Redis, Sentinels, Service, Visitor, sentinel};
 
 /// From the promotion's announcement to the pages.
 const BACK: Duration = Duration::from_secs(2);
 
 const PROMISE: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn credentials_are_for_redis_not_for_its_sentinels() {
+    let redis = Redis::start();
+    redis.cli(&["ACL", "SETUSER", "ada", "on", ">hunter2", "~*", "+@all"]);
+    let sentinel = sentinel(&redis);
+    let url = format!(
+        "redis-sentinel://ada:hunter2@127.0.0.1:{}?sentinelServiceName=main",
+        sentinel.port
+    );
+    let service = Service::start([("REDIS_URL", url.as_str())]);
+    let mut visitor = Visitor::new();
+    for view in 1..=2 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_is_gone_under_load() {

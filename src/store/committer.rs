@@ -55,7 +55,7 @@ struct Shared {
     calls: AtomicU64,
     /// The lanes that are at work, each with the views that wait for its next call.
     lanes: Mutex<HashMap<Lane, Vec<View>>>,
-    /// One for each view that is waited for.
+    /// One for each view here.
     places: Arc<Semaphore>,
 }
 
@@ -88,16 +88,16 @@ impl Committer {
         }))
     }
 
-    /// See [`super::Store::count_view`]. Who no longer waits before the call is sent is not counted.
+    /// See [`super::Store::count_view`]. Who no longer waits when the call is made up is not
+    /// counted.
     pub async fn count_view(&self, session: Id, path: &str) -> Answer {
         let shared = &self.0;
-        let place = shared.places.clone().try_acquire_owned();
         let (answer, answered) = oneshot::channel();
         let view = View {
             session,
             path: path.into(),
             answer,
-            _place: place.map_err(|_| Error::Full)?,
+            _place: shared.place()?,
         };
         let lane = shared.redis.is_clustered.then_some(session);
         match shared.lanes.lock().entry(lane) {
@@ -113,6 +113,18 @@ impl Committer {
 }
 
 impl Shared {
+    /// A place for one more view.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let place = || self.places.clone().try_acquire_owned();
+        place().or_else(|_| {
+            // Some may be of visitors who have hung up.
+            for waiting in self.lanes.lock().values_mut() {
+                waiting.retain(is_awaited);
+            }
+            place().map_err(|_| Error::Full)
+        })
+    }
+
     /// Counts the lane's views, call by call, until none wait.
     async fn commit(self: Arc<Self>, lane: Lane) {
         while let Some(mut views) = self.next(lane) {
@@ -141,7 +153,7 @@ impl Shared {
     fn next(&self, lane: Lane) -> Option<Vec<View>> {
         let mut lanes = self.lanes.lock();
         let waiting = lanes.get_mut(&lane)?;
-        waiting.retain(|view| !view.answer.is_closed());
+        waiting.retain(is_awaited);
         if waiting.is_empty() {
             lanes.remove(&lane);
             return None;
@@ -167,7 +179,13 @@ impl Shared {
             }
             kept => kept?,
         };
-        Ok(kept.lines().skip(1).map(answer).collect())
+        match kept.split_once('\n') {
+            Some((first, answers)) if first == number.to_string() => {
+                Ok(answers.lines().map(answer).collect())
+            }
+            // Another call's.
+            _ => Err(Error::Unanswered),
+        }
     }
 
     /// The script's keys and arguments.
@@ -185,6 +203,10 @@ impl Shared {
         }
         (keys, args)
     }
+}
+
+fn is_awaited(view: &View) -> bool {
+    !view.answer.is_closed()
 }
 
 /// A line of what the script keeps.

@@ -32,12 +32,13 @@ const UNRESPONSIVE: Duration = Duration::from_millis(750);
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The pause before a command is sent again: what a Cluster is about to move may take a while.
-const PAUSE: Duration = Duration::from_millis(5);
+/// The pauses before a command is sent again: they double. What a Cluster moves may take a while.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
 /// The longest pause between attempts to connect. There is none before the first, and it takes about
 /// 20 attempts in 3 s to get there.
-const LONGEST_PAUSE: Duration = Duration::from_millis(800);
+const LONGEST_PAUSE_TO_CONNECT: Duration = Duration::from_millis(800);
 
 /// The key of what no session has: its id would be empty.
 const NO_SESSION: &str = "views:{}";
@@ -55,7 +56,7 @@ enum State {
     Connected(Client),
     /// Not connected, for this reason.
     Lost(String),
-    /// The very first answer of Redis was that a setting is wrong, in these words.
+    /// Before it was ever connected, Redis said that a setting is wrong, in these words.
     Rejected(String),
 }
 
@@ -94,15 +95,16 @@ impl Connection {
         mut command: impl FnMut(Client) -> F,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + PATIENCE;
+        let (mut pause, mut last) = (SHORTEST_PAUSE, Error::Unanswered);
         loop {
             // Waiting here, where it ends with its visitor: fred would queue what it cannot send,
             // with no bound, and send it when it can.
-            let client = timeout_at(deadline, self.connected()).await?;
-            // It may have passed while this instance was frozen: what Redis keeps of a call may be gone
-            // by now, and it would be run once more.
-            if Instant::now() >= deadline {
-                return Err(Error::Unanswered);
-            }
+            let client = match timeout_at(deadline, self.connected()).await {
+                // The time may have passed while this instance was frozen: what Redis keeps of a call
+                // may be gone by now, and it would be run once more.
+                Ok(client) if Instant::now() < deadline => client,
+                _ => return Err(last),
+            };
             let answer = tokio::select! {
                 biased;
                 answer = command(client.clone()) => answer.map_err(E::into),
@@ -113,16 +115,22 @@ impl Connection {
                     Err(Error::Unanswered)
                 }
             };
-            match answer {
-                // Nothing was done: the primary has become a replica, and another may now go by its
-                // name; or it loads what it had saved.
-                Err(Error::Refused(reason)) if is_unfit(&reason) => self.give_up(&client, &reason),
-                // Nothing was done: the keys are about to move to another node of the Cluster.
-                Err(Error::Refused(reason)) if code(&reason) == "TRYAGAIN" => {}
-                Err(Error::Unanswered) => {}
+            last = match answer {
+                // The primary has become a replica, and another may now go by its name; or it loads what
+                // it had saved.
+                Err(Error::Refused(reason)) if is_unfit(&reason) => {
+                    self.give_up(&client, &reason);
+                    Error::Unanswered
+                }
+                // The keys are about to move to another node of the Cluster.
+                Err(Error::Refused(reason)) if code(&reason) == "TRYAGAIN" => {
+                    Error::Refused(reason)
+                }
+                Err(Error::Unanswered) => Error::Unanswered,
                 answer => return answer,
-            }
-            sleep(PAUSE).await;
+            };
+            sleep(pause).await;
+            pause = LONGEST_PAUSE.min(2 * pause);
         }
     }
 
@@ -131,16 +139,13 @@ impl Connection {
             State::Connected(client) => Some(client.clone()),
             _ => None,
         };
-        if let Some(client) = connected(&self.state.borrow()) {
-            return client;
-        }
-        self.wait_for(connected).await
+        wait_for(&self.state, connected).await
     }
 
     /// Resolves when this connection is no longer used.
     async fn lost(&self, connection: &Client) {
-        self.wait_for(|state| (!state.uses(connection)).then_some(()))
-            .await
+        let is_lost = |state: &State| (!state.uses(connection)).then_some(());
+        wait_for(&self.state, is_lost).await
     }
 
     /// Has this connection, if it is still used, replaced by another.
@@ -154,21 +159,20 @@ impl Connection {
         });
     }
 
-    /// Resolves if Redis rejects a setting at the first attempt to connect, with the reason.
+    /// Resolves if Redis rejects a setting before it was ever connected, with the reason.
     pub async fn rejected(&self) -> String {
-        self.wait_for(|state| match state {
+        let rejected = |state: &State| match state {
             State::Rejected(reason) => Some(reason.clone()),
             _ => None,
-        })
-        .await
-    }
-
-    async fn wait_for<T>(&self, wanted: impl Fn(&State) -> Option<T>) -> T {
-        wait_for(&self.state, wanted).await
+        };
+        wait_for(&self.state, rejected).await
     }
 }
 
 async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Option<T>) -> T {
+    if let Some(found) = wanted(&state.borrow()) {
+        return found;
+    }
     let mut state = state.subscribe();
     loop {
         if let Some(found) = wanted(&state.borrow_and_update()) {
@@ -180,35 +184,42 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 }
 
 /// Connects, and again whenever the connection is lost, at once and then ever less often. One line
-/// in the log when Redis is lost, one when it is back, however often connecting fails in between.
-async fn keep_connected(mut config: Config, state: Arc<watch::Sender<State>>) {
-    let (mut was_connected, mut is_reported, mut pause) = (false, false, Duration::ZERO);
+/// in the log when Redis is lost, one when it is back; in between, what Redis or its certificate says
+/// is another, but not that the network fails.
+async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
+    let (mut known, mut was_connected) = (config.clone(), false);
+    let (mut said, mut pause) = (None, Duration::ZERO);
     loop {
-        match connect(&config).await {
+        match connect(&known).await {
             Ok((client, mut connection)) => {
                 info!("Redis is connected");
-                remember_nodes(&mut config, &client);
-                (was_connected, is_reported, pause) = (true, true, Duration::ZERO);
-                state.send_replace(State::Connected(client));
+                state.send_replace(State::Connected(client.clone()));
                 let reason = tokio::select! {
                     end = &mut connection => why(end),
                     reason = wait_for(&state, State::lost) => reason,
                 };
                 connection.abort();
                 warn!("Redis is lost: {reason}");
-                state.send_replace(State::Lost(reason));
+                state.send_replace(State::Lost(reason.clone()));
+                known = with_nodes(&config, &client);
+                (was_connected, said, pause) = (true, Some(reason), Duration::ZERO);
             }
             Err(error) => {
-                let reason = without_args(error.details());
-                if !was_connected && let Some(rejection) = rejection(reason) {
-                    state.send_replace(State::Rejected(rejection));
+                let reason = without_args(error.details()).to_owned();
+                let rejection = rejection(&reason);
+                if let Some(rejection) = &rejection
+                    && !was_connected
+                {
+                    state.send_replace(State::Rejected(rejection.clone()));
                     return;
                 }
-                if !is_reported {
-                    is_reported = true;
+                let is_answer = rejection.is_some() || matches!(error.into(), Error::Refused(_));
+                let is_news = |said: &String| is_answer && code(said) != code(&reason);
+                if said.as_ref().is_none_or(is_news) {
                     warn!("Redis cannot be reached: {reason}");
+                    said = Some(reason);
                 }
-                pause = LONGEST_PAUSE.min(pause * 4 / 3 + Duration::from_millis(1));
+                pause = LONGEST_PAUSE_TO_CONNECT.min(pause * 4 / 3 + Duration::from_millis(1));
             }
         }
         // With jitter: a service's instances do not all come at the same moment.
@@ -231,6 +242,7 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
             // fred 10.1 sends what a Cluster redirects by ASK to the wrong node, and gives the answers
             // of others that are in flight to the wrong ones. It still learns the slots from MOVED.
             connection.max_redirections = 0;
+            connection.max_command_attempts = 1;
         })
         .build()?;
     let mut connection = client.init().await?;
@@ -247,17 +259,15 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
     checked.map(|()| (client, connection))
 }
 
-/// Adds the Cluster's nodes, if it is one, to those to connect to: the URL's may be gone one day.
-fn remember_nodes(config: &mut Config, client: &Client) {
+/// With the nodes that were known last, if it is a Cluster: the URL's may be gone one day.
+fn with_nodes(config: &Config, client: &Client) -> Config {
+    let mut config = config.clone();
     if let ServerConfig::Clustered { hosts, .. } = &mut config.server
         && let Some(cluster) = client.cached_cluster_state()
     {
-        for node in cluster.unique_primary_nodes() {
-            if !hosts.contains(&node) {
-                hosts.push(node);
-            }
-        }
+        hosts.extend(cluster.unique_primary_nodes());
     }
+    config
 }
 
 /// Why a connection has ended.
@@ -268,9 +278,12 @@ fn why(end: Result<Result<(), RedisError>, JoinError>) -> String {
     }
 }
 
-/// Whether a server that refuses for this reason cannot do what a primary does.
+/// Whether a server that refuses for this reason cannot do what a primary does. (Before Redis 7, what a
+/// script meets stands in the middle of its answer.)
 fn is_unfit(reason: &str) -> bool {
-    ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"].contains(&code(reason))
+    ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"]
+        .iter()
+        .any(|state| reason.contains(state))
 }
 
 /// What is wrong with the settings if connecting fails for this reason, and not with the network.

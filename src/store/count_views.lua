@@ -15,6 +15,8 @@ local function count_view(record, views, path)
     redis.call('DEL', views)
     return 0
   end
+  -- The record alone ends the session: it may be saved, and renewed by another clock, after the view.
+  redis.call('EXPIRE', views, ARGV[2] + 60)
   if count == 1 and redis.call('HLEN', views) == 1 then
     -- The session's second view: the first one's path is in the record, which is MessagePack of
     -- [id, data, expiry]. The data begins at byte 20; the id is of a type that cmsgpack cannot read.
@@ -27,8 +29,6 @@ local function count_view(record, views, path)
       end
     end
   end
-  -- The record alone ends the session: it may be saved, and renewed by another clock, after the view.
-  redis.call('EXPIRE', views, ARGV[2] + 60)
   return count
 end
 

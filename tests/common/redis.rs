@@ -145,7 +145,6 @@ impl Redis {
         cli
     }
 
-    /// The keys of sessions.
     /// Cuts all connections of clients again and again until `end` is there. Gives how often.
     pub async fn keep_cutting(&self, every: Duration, end: impl Future<Output = ()>) -> u64 {
         let connection = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await;
