@@ -43,6 +43,9 @@ pub fn router(store: &Store, config: &Config) -> Router {
 /// A page with a session, whose views are counted: each request of the methods that `page` handles.
 /// Others are answered without either, and so is `HEAD`, which `page` must not handle.
 pub fn counted(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
-    let page = page.route_layer(from_fn_with_state(store.clone(), views::count_views));
-    session::with_sessions(page, store, config).head(pages::head)
+    page.route_layer((
+        session::layer(store, config),
+        from_fn_with_state(store.clone(), views::count_views),
+    ))
+    .head(pages::head)
 }

@@ -82,6 +82,8 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
         .keep_alive_interval(HEAD_TIMEOUT)
         .max_header_list_size(HEAD_MAX as u32);
 
+    // Or axum would put the handlers into their layers anew with each request.
+    let app = app.with_state(());
     let connections = GracefulShutdown::new();
     let accept = async {
         loop {

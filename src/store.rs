@@ -178,8 +178,10 @@ impl Store {
 
     /// When a record written now ends. The session layer does not know: it would tell the browser.
     fn expiry_date(&self) -> OffsetDateTime {
-        // Redis takes it in whole seconds, cut off; an early end would be a broken promise.
-        OffsetDateTime::now_utc() + self.ttl + Duration::from_nanos(999_999_999)
+        // Redis takes it in whole seconds, cut off; an early end would be a broken promise. Without a
+        // fraction, the record is short enough to cost Redis 120 bytes, not 136.
+        let end = OffsetDateTime::now_utc() + self.ttl + Duration::from_secs(1);
+        end.replace_nanosecond(0).unwrap_or(end)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{error::Error, store::Store};
 /// A new visitor's first view is number 1 without asking, so it is written with the record that the
 /// session layer saves anyway, in one command. The counters beside the record begin with the second
 /// view.
-pub(crate) const FIRST_VIEW: &str = "first_view";
+pub(crate) const FIRST_VIEW: &str = "1";
 
 /// The visitor's views of the requested path, this one among them; for handlers to extract as
 /// [`axum::Extension`].

@@ -160,7 +160,7 @@ async fn a_session_that_cannot_be_counted_disturbs_no_other() {
     let mut broken = Visitor::new();
     broken.view(&service, "/").await;
     let id = crate::common::session_id(broken.cookie.as_deref().unwrap());
-    redis.cli(&["SET", &format!("views:{{{id}}}"), "no hash"]);
+    redis.cli(&["SET", &format!("v:{{{id}}}"), "no hash"]);
     // One view is in flight, the others go together in the next call.
     proxy.close();
     let views = (0..10).map(async |n| {

@@ -7,8 +7,7 @@ use cloud_run_sessions::{
     app::{self, counted},
     config::Config,
     error::Error,
-    server,
-    session::with_sessions,
+    server, session,
     store::Store,
     views::ViewCount,
 };
@@ -25,7 +24,7 @@ fn values() -> Vec<Value> {
         json!("x".repeat(70_000)),
         json!([0, -1, 1.5, u64::MAX, i64::MIN, 1e300]),
         json!([null, true, false, [], {}, [[[[]]]]]),
-        json!({"first_view": "/bar", "": {"a": {"b": {"c": [1, {"d": null}]}}}}),
+        json!({"1": "/bar", "": {"a": {"b": {"c": [1, {"d": null}]}}}}),
         json!((0..1000).collect::<Vec<_>>()),
         json!(null),
     ]
@@ -78,7 +77,10 @@ async fn serve(settings: &[&str]) -> u16 {
     let app = app::router(&store, &config)
         .route("/keep/{index}", counted(get(keep), &store, &config))
         .route("/kept", counted(get(kept), &store, &config))
-        .route("/begin", with_sessions(get(begin), &store, &config))
+        .route(
+            "/begin",
+            get(begin).route_layer(session::layer(&store, &config)),
+        )
         .route("/cycle", counted(get(cycle), &store, &config))
         .route("/leave", counted(get(leave), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

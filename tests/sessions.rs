@@ -165,7 +165,7 @@ async fn each_view_renews_the_session_in_redis() {
     visitor.view(&service, "/").await;
     let left = |key: &str| redis.cli(&["TTL", key]).parse::<i64>().unwrap();
     let id = session_id(&visitor.cookie.unwrap());
-    let (record, views) = (left(&id), left(&format!("views:{{{id}}}")));
+    let (record, views) = (left(&id), left(&format!("v:{{{id}}}")));
     assert!((501..=1000).contains(&record), "{record} s left of 1000");
     assert!(
         views > record,

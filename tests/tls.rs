@@ -21,7 +21,7 @@ async fn sessions_live_in_redis_behind_tls() {
         assert_eq!(visitor.count(&service, "/foo").await, view);
     }
     let keys = redis.keys();
-    let views = keys.iter().filter(|key| key.starts_with("views:"));
+    let views = keys.iter().filter(|key| key.starts_with("v:"));
     assert_eq!(views.count(), 1, "{keys:#?}");
     // There is no way to that Redis but TLS.
     let mut plain = TcpStream::connect(("127.0.0.1", redis.port)).await.unwrap();

@@ -198,7 +198,7 @@ impl Shared {
         let mut args = Vec::with_capacity(2 + views.len());
         args.extend([Value::from(number as i64), Value::from(self.ttl)]);
         for view in views {
-            keys.extend(session_keys(&view.session).map(Key::from));
+            keys.extend(session_keys(&view.session));
             args.push(Value::String(view.path.clone()));
         }
         (keys, args)

@@ -41,7 +41,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 const LONGEST_PAUSE_TO_CONNECT: Duration = Duration::from_millis(800);
 
 /// The key of what no session has: its id would be empty.
-const NO_SESSION: &str = "views:{}";
+const NO_SESSION: &str = "v:{}";
 
 /// A connection to Redis that is renewed for ever. A clone is another handle on the same one.
 #[derive(Clone, Debug)]

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fred::prelude::{Client, ClientLike, KeysInterface};
+use fred::{
+    bytes::Bytes,
+    prelude::{Client, ClientLike, KeysInterface},
+    types::Key,
+};
 use tower_sessions::{
     SessionStore,
     session::{Id, Record},
@@ -90,9 +94,9 @@ fn records(redis: Client) -> RedisStore<Client> {
 }
 
 /// The keys of a session: its record, named by the library, and its views.
-pub fn session_keys(id: &Id) -> [String; 2] {
-    let record = id.to_string();
+pub fn session_keys(id: &Id) -> [Key; 2] {
     // The braces put the views where the record is, in Redis Cluster.
-    let views = format!("views:{{{record}}}");
-    [record, views]
+    let views = Bytes::from(format!("v:{{{id}}}"));
+    let record = views.slice(3..views.len() - 1);
+    [record, views].map(Key::from)
 }
