@@ -67,11 +67,28 @@ async fn a_thousand_waiting_views_take_three_round_trips() {
     assert!(calls <= 3, "{calls} calls, one after the other");
 }
 
+/// Has `fill` have so many views wait for the closed proxy, before their call is given up: again, if
+/// the machine was too busy to be as quick.
+async fn filled<T>(proxy: &Proxy, fill: impl AsyncFn() -> T) -> T {
+    for _ in 0..20 {
+        proxy.close();
+        let begin = Instant::now();
+        let filled = fill().await;
+        if begin.elapsed() < Duration::from_millis(500) {
+            return filled;
+        }
+        println!("too slow: {:?}", begin.elapsed());
+        proxy.open();
+        drop(filled);
+    }
+    panic!("the machine is too busy for this test");
+}
+
 #[tokio::test]
 async fn a_full_queue_answers_at_once() {
     let (redis, proxy, service, visitor) = behind_proxy().await;
-    proxy.close();
-    let waiting = connect_and_ask(&service, &visitor, MAX_VIEWS).await;
+    let fill = async || connect_and_ask(&service, &visitor, MAX_VIEWS).await;
+    let waiting = filled(&proxy, fill).await;
     let begin = Instant::now();
     let refused = visitor.clone().view(&service, "/").await;
     let elapsed = begin.elapsed();
@@ -95,15 +112,19 @@ async fn a_full_queue_answers_at_once() {
 #[tokio::test]
 async fn who_hangs_up_makes_room() {
     let (_redis, proxy, service, visitor) = behind_proxy().await;
-    proxy.close();
-    let in_flight = connect_and_ask(&service, &visitor, 1).await;
-    let others = connections(&service);
-    drop(connect_and_ask(&service, &visitor, MAX_VIEWS - 1).await);
-    all_have_left(&service, others).await;
+    let fill = async || {
+        let in_flight = connect_and_ask(&service, &visitor, 1).await;
+        let others = connections(&service);
+        drop(connect_and_ask(&service, &visitor, MAX_VIEWS - 1).await);
+        all_have_left(&service, others).await;
+        in_flight
+    };
+    let in_flight = filled(&proxy, fill).await;
     let staying = connect_and_ask(&service, &visitor, 1).await;
     proxy.open();
     let waiting = in_flight.into_iter().chain(staying).map(count);
-    assert_eq!(join_all(waiting).await, [3, 4]);
+    let counts = join_all(waiting).await;
+    assert_eq!(counts[1], counts[0] + 1, "{counts:?}");
 }
 
 #[tokio::test]
