@@ -12,7 +12,8 @@ use crate::{config::Config, error, health, pages, session, store::Store, telemet
 
 /// The service, on this store.
 pub fn router(store: &Store, config: &Config) -> Router {
-    let page = counted(get(pages::page), store, config);
+    let page = get(pages::page).with_state(pages::Meaning::of(config));
+    let page = counted(page, store, config);
     let router = Router::new()
         .route("/", page.clone())
         .route("/foo", page.clone())

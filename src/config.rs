@@ -63,8 +63,12 @@ pub struct Config {
     #[arg(long, env = "K_SERVICE", hide = true)]
     k_service: Option<OsString>,
 
+    /// Set by Cloud Run: which of the service's revisions this is an instance of.
+    #[arg(long, env = "K_REVISION", hide = true, value_parser = setting(name))]
+    pub k_revision: Option<String>,
+
     /// The project whose traces the log lines on Cloud Run belong to.
-    #[arg(long, env = "GOOGLE_CLOUD_PROJECT", hide = true, value_parser = setting(project))]
+    #[arg(long, env = "GOOGLE_CLOUD_PROJECT", hide = true, value_parser = setting(name))]
     pub google_cloud_project: Option<String>,
 }
 
@@ -181,7 +185,7 @@ fn rust_log(value: &str) -> Result<Targets, String> {
     })
 }
 
-fn project(value: &str) -> Result<String, String> {
+fn name(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 

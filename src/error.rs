@@ -11,13 +11,19 @@ use axum::{
 };
 use tokio::time::timeout;
 
-use crate::{pages::Format, store, telemetry};
+use crate::{
+    pages::{Format, Page},
+    store, telemetry,
+};
 
 /// A visitor waits at most this long for an answer: the promise is 3 s, on the wire.
 const DEADLINE: Duration = Duration::from_millis(2500);
 
 /// Seconds after which asking again makes sense: by then, connecting to Redis was tried anew.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The way on from an answer that is none of the page's own.
+const SAME_PAGE: (&str, &str) = ("", "Go to the page");
 
 /// A handler's error: its session could not be had. The visitor gets a 503.
 #[derive(Debug, thiserror::Error)]
@@ -58,22 +64,37 @@ pub async fn answer(request: Request, next: Next) -> Response {
         });
 
     let is_bare = response.body().size_hint().exact() == Some(0);
-    let (status, sentence) = match response.status() {
+    let (status, sentence, meaning, link) = match response.status() {
         _ if !is_bare => return response,
-        StatusCode::NOT_FOUND => (StatusCode::NOT_FOUND, "there is no page here"),
+        StatusCode::NOT_FOUND => (
+            StatusCode::NOT_FOUND,
+            "there is no page here",
+            "The pages of this service are the ones above. Nothing was counted.",
+            ("/", "Go to the first page"),
+        ),
         StatusCode::METHOD_NOT_ALLOWED => (
             StatusCode::METHOD_NOT_ALLOWED,
-            "this page can be read, by GET, and nothing else",
+            "this page can be read, and nothing else",
+            "Nothing was counted, and nothing of what was sent is kept.",
+            SAME_PAGE,
         ),
         // tower-sessions answers a failed save with a bare 500.
         StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => (
             StatusCode::SERVICE_UNAVAILABLE,
             "your session is out of reach for the moment, please try again",
+            "This view may have been counted or not. No other view was touched.",
+            ("", "Try again"),
         ),
         _ => return response,
     };
     let (mut parts, _) = response.into_parts();
-    let (rendered, body) = format.render(uri.path(), sentence.to_owned()).into_parts();
+    let page = Page {
+        path: uri.path(),
+        sentence: sentence.into(),
+        meaning,
+        link,
+    };
+    let (rendered, body) = format.render(page).into_parts();
     parts.status = status;
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.extend(rendered.headers);
@@ -81,4 +102,17 @@ pub async fn answer(request: Request, next: Next) -> Response {
         parts.headers.insert(header::RETRY_AFTER, RETRY_AFTER);
     }
     Response::from_parts(parts, body)
+}
+
+/// The answer to a request for a page that comes before its visitor. Any failure has a browser ask
+/// again; `Retry-After` would name a time, and there is none.
+pub fn too_early(request: &Request) -> Response {
+    let page = Page {
+        path: request.uri().path(),
+        sentence: "this page is counted when you come, and not ahead of it".into(),
+        meaning: "Nothing was counted.",
+        link: SAME_PAGE,
+    };
+    let page = Format::of(request.headers()).render(page);
+    (StatusCode::SERVICE_UNAVAILABLE, page).into_response()
 }

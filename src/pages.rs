@@ -1,26 +1,83 @@
 //! `/`, `/foo` and `/bar`: the sentence, as text or as a page.
 
-use std::convert::Infallible;
+use std::{borrow::Cow, convert::Infallible, sync::Arc};
 
 use askama::Template;
 use axum::{
     Extension,
     body::{Body, Bytes},
-    extract::FromRequestParts,
-    http::{HeaderMap, HeaderValue, Uri, header, request::Parts},
+    extract::{FromRequestParts, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use futures_util::stream::empty;
 
-use crate::views::ViewCount;
+use crate::{config::Config, views::ViewCount};
+
+const TEXT: [(HeaderName, HeaderValue); 1] = [(
+    header::CONTENT_TYPE,
+    HeaderValue::from_static("text/plain; charset=utf-8"),
+)];
+
+/// What a browser may make of a page: show it, with the style and the icon that are inside it, and
+/// nothing else. The hash is the style's.
+const HTML: [(HeaderName, HeaderValue); 4] = [
+    (
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    ),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; style-src 'sha256-crLMHJtDnsanYwdahJ1YLcPDnSJbgaokBXaCciJf1zo='; \
+             img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+    ),
+    (
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    ),
+    (
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    ),
+];
 
 /// `GET` of a counted page.
 pub async fn page(
+    State(Meaning(meaning)): State<Meaning>,
     format: Format,
     Extension(ViewCount(count)): Extension<ViewCount>,
     uri: Uri,
 ) -> Response {
-    format.render(uri.path(), format!("you viewed this page {count} times"))
+    format.render(Page {
+        path: uri.path(),
+        sentence: format!("you viewed this page {count} times").into(),
+        meaning: &meaning,
+        link: ("", "View it again"),
+    })
+}
+
+/// The line that explains a count: the same on all pages of this process.
+#[derive(Clone, Debug)]
+pub struct Meaning(Arc<str>);
+
+impl Meaning {
+    /// What is true with these settings.
+    pub fn of(config: &Config) -> Self {
+        let mut meaning = String::from(match config.redis_url {
+            Some(_) => {
+                "This count belongs to your session, is kept in Redis, and any instance can serve it."
+            }
+            None => {
+                "This count belongs to your session, and is kept in the memory of this one process."
+            }
+        });
+        if let Some(revision) = &config.k_revision {
+            meaning += &format!(" Revision {revision} answered.");
+        }
+        Self(meaning.into())
+    }
 }
 
 /// `HEAD` of a counted page: what `GET` would say of its answer, but no view, so no session and no
@@ -38,11 +95,18 @@ pub enum Format {
     Html,
 }
 
+/// What there is to say.
 #[derive(Template)]
 #[template(path = "page.html")]
-struct Page<'a> {
-    path: &'a str,
-    sentence: &'a str,
+pub struct Page<'a> {
+    /// The path that was asked for.
+    pub path: &'a str,
+    /// All that is said in text.
+    pub sentence: Cow<'static, str>,
+    /// What it means, in one line.
+    pub meaning: &'a str,
+    /// The way on, and its name. An empty one leads to the same page.
+    pub link: (&'a str, &'a str),
 }
 
 impl Format {
@@ -63,30 +127,23 @@ impl Format {
         if names_html { Self::Html } else { Self::Text }
     }
 
-    /// A sentence on the page at `path`.
-    pub fn render(self, path: &str, sentence: String) -> Response {
+    /// The page in this form.
+    pub fn render(self, page: Page<'_>) -> Response {
         match self {
-            Self::Text => self.respond(sentence),
-            Self::Html => match (Page {
-                path,
-                sentence: &sentence,
-            })
-            .render()
-            {
-                Ok(page) => self.respond(page),
+            Self::Text => self.respond(page.sentence),
+            Self::Html => match page.render() {
+                Ok(html) => self.respond(html),
                 // Rendering into a string does not fail; if it did, the sentence is still true.
-                Err(_) => Self::Text.respond(sentence),
+                Err(_) => Self::Text.respond(page.sentence),
             },
         }
     }
 
     fn respond(self, body: impl Into<Body>) -> Response {
-        let content_type = match self {
-            Self::Text => "text/plain; charset=utf-8",
-            Self::Html => "text/html; charset=utf-8",
-        };
-        let content_type = (header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        ([content_type], body.into()).into_response()
+        match self {
+            Self::Text => (TEXT, body.into()).into_response(),
+            Self::Html => (HTML, body.into()).into_response(),
+        }
     }
 }
 

@@ -2,12 +2,16 @@
 
 use axum::{
     extract::{Request, State},
+    http::HeaderMap,
     middleware::Next,
     response::Response,
 };
 use tower_sessions::Session;
 
-use crate::{error::Error, store::Store};
+use crate::{
+    error::{self, Error},
+    store::Store,
+};
 
 /// The key of the session's record that holds the path of the session's first view.
 ///
@@ -26,6 +30,9 @@ pub struct ViewCount(
 
 /// Counts a view of the requested path, then lets the page answer with the number.
 ///
+/// A browser that prefetches a page, or prerenders it, shows it to nobody yet. That is no view, and
+/// is refused; so the browser asks again when the visitor comes.
+///
 /// # Errors
 /// If the store fails. The view may then have been counted all the same: its answer can be lost
 /// after the store has counted.
@@ -35,6 +42,9 @@ pub async fn count_views(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
+    if is_prefetch(request.headers()) {
+        return Ok(error::too_early(&request));
+    }
     let path = request.uri().path();
     let counted = match session.id() {
         Some(id) => store.count_view(&id, path).await?,
@@ -54,4 +64,13 @@ pub async fn count_views(
         session.remove_value(FIRST_VIEW).await?;
     }
     Ok(response)
+}
+
+/// As all browsers say it that do it: the token `prefetch`, perhaps with parameters, `;prerender` among
+/// them (<https://fetch.spec.whatwg.org/#sec-purpose-header>).
+fn is_prefetch(headers: &HeaderMap) -> bool {
+    let purpose = headers.get("sec-purpose").map(|value| value.as_bytes());
+    purpose
+        .and_then(|value| value.split(|byte| *byte == b';').next())
+        .is_some_and(|token| token.trim_ascii() == b"prefetch")
 }

@@ -1,8 +1,15 @@
 //! Promise: each page tells each visitor how often they viewed it, in the form they ask for, and
 //! nothing but a page's GET is a view. The same on Redis and on the embedded store.
 
-use crate::common::{BROWSER, Redis, Service, Visitor};
-use reqwest::Method;
+use std::fs;
+
+use crate::common::{Answer, BROWSER, Redis, Service, Visitor};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use reqwest::{
+    Method,
+    header::{HeaderMap, HeaderValue},
+};
+use sha2::{Digest, Sha256};
 
 /// Runs a test on both stores. `None` is the embedded one.
 async fn on_both(test: impl AsyncFn(&Service, Option<&Redis>)) {
@@ -199,6 +206,167 @@ async fn health_touches_no_session() {
             assert_eq!((answer.status, answer.cookie()), (200, None), "{path}");
         }
         assert_eq!(redis.map(Redis::keys).unwrap_or_default(), [""; 0]);
+    })
+    .await;
+}
+
+/// Each answer that can be a page, asked for in this form: what it is, and the answer.
+async fn all_answers(accept: &str) -> Vec<(&'static str, Answer)> {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    let get = async |path| {
+        Visitor::new()
+            .request(Method::GET, &service, path, accept)
+            .await
+    };
+    let other = async |method| {
+        Visitor::new()
+            .request(method, &service, "/foo", accept)
+            .await
+    };
+    let mut prefetch = Visitor::new();
+    prefetch.headers = purpose("prefetch");
+    let mut answers = vec![
+        ("a page", get("/foo").await),
+        ("a HEAD", other(Method::HEAD).await),
+        ("a 404", get("/unknown").await),
+        ("a 405", other(Method::POST).await),
+        (
+            "a prefetch",
+            prefetch.request(Method::GET, &service, "/", accept).await,
+        ),
+    ];
+    redis.order(&["CONFIG", "SET", "maxmemory", "1"]);
+    answers.push(("a 503", get("/foo").await));
+    let statuses = answers.iter().map(|(_, answer)| answer.status);
+    let statuses: Vec<_> = statuses.collect();
+    assert_eq!(statuses, [200, 200, 404, 405, 503, 503], "{answers:#?}");
+    answers
+}
+
+fn purpose(value: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(
+        "sec-purpose".parse().unwrap(),
+        HeaderValue::from_static(value),
+    )])
+}
+
+#[tokio::test]
+async fn a_browser_is_told_to_do_nothing_but_show_the_page() {
+    for (what, answer) in all_answers(BROWSER).await {
+        let policy = answer.header("content-security-policy").unwrap_or_default();
+        let mut directives = policy.split("; ");
+        assert_eq!(directives.next(), Some("default-src 'none'"), "{what}");
+        let mut style = "'sha256-".to_owned();
+        for directive in directives {
+            match directive.split_once(' ').unwrap() {
+                ("style-src", hash) => style = hash.to_owned(),
+                ("img-src", "data:") => {}
+                ("base-uri" | "form-action" | "frame-ancestors", "'none'") => {}
+                _ => panic!("{what}: {directive}"),
+            }
+        }
+        assert!(
+            policy.contains("frame-ancestors 'none'"),
+            "{what}: {policy}"
+        );
+        for (name, value) in [
+            ("content-type", "text/html; charset=utf-8"),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{what}");
+        }
+        if what != "a HEAD" {
+            let (_, rest) = answer.body.split_once("<style>").expect(what);
+            let (inside, _) = rest.split_once("</style>").unwrap();
+            let hash = STANDARD.encode(Sha256::digest(inside));
+            assert_eq!(style, format!("'sha256-{hash}'"), "the style of {what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_is_small_and_whole() {
+    const BOUND: usize = 6000;
+    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/templates/page.html");
+    let template = fs::read(template).unwrap().len();
+    println!("the template has {template} bytes");
+    assert!(template <= BOUND, "the template has {template} bytes");
+    for (what, answer) in all_answers(BROWSER).await {
+        let page = answer.body;
+        println!("{what} has {} bytes", page.len());
+        assert!(page.len() <= BOUND, "{what} has {} bytes", page.len());
+        for foreign in [
+            "<script",
+            "@import",
+            "url(",
+            "src=",
+            "href=\"http",
+            "href=\"//",
+        ] {
+            assert!(!page.contains(foreign), "{foreign} in {what}: {page}");
+        }
+        if what != "a HEAD" {
+            for part in [
+                "<html lang=\"en\">",
+                "name=\"viewport\"",
+                "href=\"data:image/",
+            ] {
+                assert!(page.contains(part), "no {part} in {what}: {page}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn text_is_one_line_whatever_it_says() {
+    for (what, answer) in all_answers("*/*").await {
+        let content_type = answer.header("content-type");
+        assert_eq!(content_type, Some("text/plain; charset=utf-8"), "{what}");
+        let lines = if what == "a HEAD" { 0 } else { 1 };
+        assert_eq!(answer.body.lines().count(), lines, "{what}: {answer:?}");
+        assert!(!answer.body.contains('<'), "{what}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_prefetch_is_no_view() {
+    on_both(async |service, redis| {
+        let mut visitor = Visitor::new();
+        visitor.view(service, "/").await;
+        let keys = redis.map(Redis::keys);
+        for value in [
+            "prefetch",
+            "prefetch;prerender",
+            "prefetch; anonymous-client-ip",
+            "prefetch;prerender;preview",
+        ] {
+            // As somebody new, and as somebody with a session.
+            for mut visitor in [Visitor::new(), visitor.clone()] {
+                visitor.headers = purpose(value);
+                for accept in [BROWSER, "*/*"] {
+                    let get = visitor.request(Method::GET, service, "/", accept).await;
+                    assert_eq!(get.status, 503, "{value}: {get:?}");
+                    assert_eq!(get.cookie(), None, "{value}: {get:?}");
+                    assert_eq!(get.header("cache-control"), Some("no-store"), "{value}");
+                    // When the visitor comes, nobody knows; and the session is not out of reach.
+                    assert_eq!(get.header("retry-after"), None, "{value}");
+                    assert!(!get.body.contains("out of reach"), "{value}: {get:?}");
+                    let head = visitor.request(Method::HEAD, service, "/", accept).await;
+                    assert_eq!((head.status, head.cookie()), (200, None), "{value}");
+                }
+                let unknown = visitor.view(service, "/unknown").await;
+                assert_eq!(unknown.status, 404, "{value}: {unknown:?}");
+            }
+        }
+        assert_eq!(redis.map(Redis::keys), keys);
+        assert_eq!(visitor.count(service, "/").await, 2);
+        for (value, count) in [("prefetcher", 3), ("view;prefetch", 4), ("", 5)] {
+            visitor.headers = purpose(value);
+            assert_eq!(visitor.count(service, "/").await, count, "{value}");
+        }
     })
     .await;
 }

@@ -159,7 +159,10 @@ fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
         let flag = format!("--{}={value}", name.to_lowercase().replace('_', "-"));
         assert_refused(program([]).arg(flag), parts);
     }
-    for name in VARIABLES.into_iter().chain(["GOOGLE_CLOUD_PROJECT"]) {
+    for name in VARIABLES
+        .into_iter()
+        .chain(["GOOGLE_CLOUD_PROJECT", "K_REVISION"])
+    {
         assert_refused(
             program([]).env(name, OsStr::from_bytes(b"hunter2\xff")),
             &[name, "UTF-8"],
