@@ -4,7 +4,9 @@
 
 mod common;
 
+mod accessible;
 mod bounded;
+mod browser;
 mod cluster;
 mod commands;
 mod exact;

@@ -1,7 +1,9 @@
 //! What the tests stand on: the real program and real Redis servers, on free ports of loopback,
 //! each ended with its value; and visitors, who speak HTTP.
 
+mod browser;
 mod cluster;
+mod front;
 mod load;
 mod proxy;
 mod redis;
@@ -16,7 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use browser::{Browser, Scheme};
 pub use cluster::{Cluster, Migration};
+pub use front::{Exchange, Front};
 pub use load::{Load, View};
 pub use proxy::Proxy;
 pub use redis::Redis;
