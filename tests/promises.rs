@@ -18,6 +18,7 @@ mod model;
 mod outages;
 mod own_data;
 mod pages;
+mod pictures;
 mod refused;
 mod sentinel;
 mod sessions;
