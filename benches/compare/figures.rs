@@ -28,7 +28,10 @@ pub struct Figures {
     pub overlapping: Option<u64>,
     /// Bytes in Redis of a session after one view, and after one of each page.
     pub bytes: Option<[f64; 2]>,
+    /// Rounds of load.
     pub drives: Vec<Drive>,
+    /// One view after the other.
+    pub rest: Option<Drive>,
     /// Bytes, after all the load.
     pub memory: f64,
     pub far: Option<Far>,

@@ -74,8 +74,11 @@ fn main() {
             figures.drives.push(drive);
         }
     }
-    for ((_, figures), server) in all.iter_mut().zip(&servers) {
+    for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies))
+    {
+        println!("{program}: one view after the other");
         figures.memory = server.memory();
+        figures.rest = Some(figures::drive(server, &redis, cookies, 1, ROUND));
     }
     drop(servers);
 

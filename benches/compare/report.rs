@@ -26,7 +26,8 @@ struct Row {
 
 pub fn report(all: &All) {
     let rows = rows(all);
-    let report = format!("{}\n{}\n", machine(), table(all, &rows));
+    let capacity = capacity(&all[0].1, &express(all).1);
+    let report = format!("{}\n{}\n{capacity}", machine(), table(all, &rows));
     println!("\n{report}");
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
@@ -108,6 +109,84 @@ fn table(all: &All, rows: &[Row]) -> String {
         lines.push(format!("| {} | {} |", row.name, cells.join(" | ")));
     }
     lines.join("\n") + "\n"
+}
+
+fn express(all: &All) -> &(Program, Figures) {
+    all.iter()
+        .find(|(program, _)| *program == Program::Express)
+        .unwrap()
+}
+
+/// What the figures come to: nothing here is measured, all is computed from the table above.
+fn capacity(ours: &Figures, express: &Figures) -> String {
+    /// Of a core, before the time to an answer grows.
+    const BUSY: f64 = 0.7;
+    /// Dollars a command, serverless.
+    const PRICE: f64 = 0.20 / 100_000.0;
+    const MILLION: f64 = 1e6;
+    let load = |figures: &Figures| {
+        let cpu = figures.median(|drive| drive.cpu);
+        let redis = figures.median(|drive| drive.redis_cpu);
+        (cpu, redis, figures.median(|drive| drive.commands))
+    };
+    let rest = |figures: &Figures| {
+        let rest = figures.rest.as_ref().unwrap();
+        (rest.cpu, rest.redis_cpu, rest.commands)
+    };
+    let both = |name: &str, show: &dyn Fn(&Figures) -> String| {
+        format!("| {name} | {} | {} |\n", show(ours), show(express))
+    };
+    let money = |commands: f64| {
+        let all = commands * MILLION;
+        format!(
+            "{:.2} M commands, {:.2} dollars",
+            all / MILLION,
+            all * PRICE
+        )
+    };
+    let mut text = String::from(
+        "\n### Capacity and cost\n\nComputed from the figures above, with cores 70 % busy and 0.20 \
+         dollars for 100,000 commands; at rest is one view after the other.\n\n\
+         | | cloud-run-sessions | Express |\n|---|---|---|\n",
+    );
+    text += &both(
+        "views/s of an instance with one core: 0.7 / CPU a view",
+        &|f| format!("{:.0}", BUSY / load(f).0),
+    );
+    text += &both(
+        "views/s of a Redis, which uses one core: 0.7 / its CPU a view",
+        &|f| format!("{:.0}", BUSY / load(f).1),
+    );
+    text += &both(
+        "Redis's memory for a million sessions that have seen three pages",
+        &|f| format!("{:.0} MB", f.bytes.unwrap()[1]),
+    );
+    text += &both("a million views at rest, in Redis", &|f| money(rest(f).2));
+    text += &both("the same under load", &|f| money(load(f).2));
+    text += &both("a million views at rest, in CPU of the instance", &|f| {
+        format!("{:.0} s", rest(f).0 * MILLION)
+    });
+    text += &both("the same under load", &|f| {
+        format!("{:.0} s", load(f).0 * MILLION)
+    });
+    text += "\nAs the crowd grows, instances of one core and Redis's core, in per cent; in a Cluster each \
+             view is a command of its own, and costs Redis what it does at rest:\n\n\
+             | views/s | instances | one Redis | masters of a Cluster |\n|---|---|---|---|\n";
+    for views in [1e3, 1e4, 1e5, 1e6] {
+        let (cpu, redis, _) = load(ours);
+        let masters = (views * rest(ours).1 / BUSY).ceil();
+        text += &format!(
+            "| {views:.0} | {:.0} | {:.0} %{} | {masters:.0} |\n",
+            (views * cpu / BUSY).ceil(),
+            views * redis * 100.0,
+            if views * redis > BUSY {
+                ", too much"
+            } else {
+                ""
+            },
+        );
+    }
+    text
 }
 
 /// What all this was measured on.
