@@ -1,6 +1,7 @@
 //! The listener, HTTP's timeouts and the graceful shutdown.
 
 use std::{
+    convert::Infallible,
     io,
     net::Ipv4Addr,
     sync::{
@@ -11,6 +12,7 @@ use std::{
 };
 
 use axum::Router;
+use futures_util::FutureExt;
 use hyper::service::{Service, service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -20,7 +22,8 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
-    time::{sleep, timeout},
+    sync::mpsc,
+    time::sleep,
 };
 use tracing::warn;
 
@@ -31,9 +34,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// A request's head may have so many bytes; a longer one is answered 431.
 const HEAD_MAX: usize = 64 * 1024;
 
-/// What is in flight at shutdown is answered by then, see [`crate::error`]; who is still sending a
-/// head is not waited for any longer. The platform kills after 10 s.
+/// What is in flight at shutdown is answered by then, see [`crate::error`]. The platform kills after
+/// 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// At shutdown, a head that is on its way may arrive within this time, and the last answer leave.
+const LAST_MOMENTS: Duration = Duration::from_millis(200);
 
 /// So many connections may wait to be accepted: as many as Cloud Run sends requests at once. Of more,
 /// each waits a second for its next try, and tokio's own choice is 128.
@@ -70,7 +76,8 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to those who begin with it. At `shutdown` it stops
-/// accepting, closes idle connections, answers what is in flight, and returns.
+/// accepting, closes idle connections, answers what is in flight, and returns. Who has not asked yet, or
+/// does not answer, is not waited for.
 pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Output = ()>) {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
@@ -85,6 +92,8 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
     // Or axum would put the handlers into their layers anew with each request.
     let app = app.with_state(());
     let connections = GracefulShutdown::new();
+    // Each request holds a sender until it is answered, so that there is no receiving once all are.
+    let (in_flight, mut all_answered) = mpsc::channel::<Infallible>(1);
     let accept = async {
         loop {
             match listener.accept().await {
@@ -93,9 +102,11 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
                     let _ = stream.set_nodelay(true);
                     let has_asked = Arc::new(AtomicBool::new(false));
                     let (asks, app) = (has_asked.clone(), TowerToHyperService::new(app.clone()));
+                    let in_flight = in_flight.downgrade();
                     let service = service_fn(move |request| {
                         asks.store(true, Relaxed);
-                        app.call(request)
+                        let in_flight = in_flight.upgrade();
+                        app.call(request).inspect(move |_| drop(in_flight))
                     });
                     let connection = http.serve_connection(TokioIo::new(stream), service);
                     let connection = connections.watch(connection.into_owned());
@@ -119,11 +130,16 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
         () = shutdown => {}
     }
     drop(listener);
-    if timeout(DRAIN_TIMEOUT, connections.shutdown())
-        .await
-        .is_err()
-    {
-        warn!("stopping with requests unanswered");
+    let answered = async {
+        sleep(LAST_MOMENTS).await;
+        drop(in_flight);
+        all_answered.recv().await;
+        sleep(LAST_MOMENTS).await;
+    };
+    tokio::select! {
+        () = connections.shutdown() => {}
+        () = answered => {}
+        () = sleep(DRAIN_TIMEOUT) => warn!("stopping with requests unanswered"),
     }
 }
 
