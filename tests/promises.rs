@@ -7,6 +7,7 @@ mod common;
 mod accessible;
 mod bounded;
 mod browser;
+mod cloud_run;
 mod cluster;
 mod commands;
 mod exact;

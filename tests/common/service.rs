@@ -72,7 +72,11 @@ pub fn run(program: &mut Command, within: Duration) -> (Option<i32>, String, Str
 impl Service {
     /// Starts the program and waits until it listens.
     pub fn start<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let mut program = program(settings);
+        Self::launch(&mut program(settings))
+    }
+
+    /// Starts the program by this command and waits until it listens.
+    pub fn launch(program: &mut Command) -> Self {
         let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut output = Output::default();
         output.collect(process.0.stdout.take().unwrap());
