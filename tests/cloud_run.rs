@@ -161,6 +161,8 @@ fn no_path_ends_in_z() {
     // The platform keeps such paths to itself.
     let routes: Vec<_> = include_str!("../src/app.rs")
         .split('"')
+        .skip(1)
+        .step_by(2)
         .filter(|quoted| quoted.starts_with('/'))
         .collect();
     assert!(
