@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 
-use crate::common::{Proxy, Redis, Service, Visitor, signal};
+use crate::common::{Redis, Service, Visitor, behind_proxy, signal};
 
 /// So often connections are cut.
 const EVERY: Duration = Duration::from_millis(10);
@@ -71,19 +71,6 @@ async fn connections_are_cut_all_the_time() {
         let seconds: u64 = redis.cli(&["TTL", key]).parse().unwrap();
         assert!((3500..=3600).contains(&seconds), "{key} lives {seconds} s");
     }
-}
-
-/// The service, on a Redis behind a proxy; and somebody who has viewed `/` twice, so that the script
-/// is known.
-async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
-    let redis = Redis::start();
-    let proxy = Proxy::start(&redis).await;
-    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
-    let mut visitor = Visitor::new();
-    for view in 1..=2 {
-        assert_eq!(visitor.count(&service, "/").await, view);
-    }
-    (redis, proxy, service, visitor)
 }
 
 #[tokio::test]

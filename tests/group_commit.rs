@@ -9,22 +9,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::common::{Proxy, Redis, Service, Visitor, eventually};
+use crate::common::{Proxy, Redis, Service, Visitor, behind_proxy, eventually};
 
 /// So many views may wait.
 const MAX_VIEWS: u64 = 2048;
-
-/// Somebody known, behind a proxy; the script is known too.
-async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
-    let redis = Redis::start();
-    let proxy = Proxy::start(&redis).await;
-    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
-    let mut visitor = Visitor::new();
-    for view in 1..=2 {
-        assert_eq!(visitor.count(&service, "/").await, view);
-    }
-    (redis, proxy, service, visitor)
-}
 
 /// The number of the last call, however often it was sent.
 fn calls(redis: &Redis) -> u64 {

@@ -22,7 +22,7 @@ pub use browser::{Browser, Scheme};
 pub use cluster::{Cluster, Migration};
 pub use front::{Exchange, Front};
 pub use load::{Load, View};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, behind_proxy};
 pub use redis::Redis;
 pub use sentinel::{Sentinels, sentinel};
 pub use service::{Service, program, run};

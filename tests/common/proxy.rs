@@ -16,7 +16,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::Redis;
+use super::{Redis, Service, Visitor};
 
 /// Passes on what a client and Redis say to each other, unless it is told to make trouble.
 pub struct Proxy {
@@ -39,6 +39,19 @@ struct Trouble {
     /// Connections that are older than this, counted from the first, are silent.
     silent_before: AtomicU64,
     connections: AtomicU64,
+}
+
+/// The service, on a Redis behind a proxy; and somebody who has viewed `/` twice, so that the script
+/// is known.
+pub async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
+    let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
+    let mut visitor = Visitor::new();
+    for view in 1..=2 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+    }
+    (redis, proxy, service, visitor)
 }
 
 enum Mishap {
