@@ -1,20 +1,30 @@
-//! The router: every route and layer of the service.
+//! The router: every route of the service, and what is done with each request.
 
 use axum::{
     Router,
+    extract::Request,
     http::{HeaderValue, header},
-    middleware::{from_fn, from_fn_with_state},
+    middleware::from_fn_with_state,
+    response::Response,
     routing::{MethodRouter, get},
 };
-use tower_http::set_header::SetResponseHeaderLayer;
+use tower::ServiceExt;
 
-use crate::{config::Config, error, health, pages, session, store::Store, telemetry, views};
+use crate::{
+    config::Config,
+    error, health,
+    pages::{self, Format},
+    session,
+    store::Store,
+    telemetry::Trace,
+    views,
+};
 
-/// The service, on this store.
+/// The service's routes, on this store.
 pub fn router(store: &Store, config: &Config) -> Router {
     let page = get(pages::page).with_state(pages::Meaning::of(config));
     let page = counted(page, store, config);
-    let router = Router::new()
+    Router::new()
         .route("/", page.clone())
         .route("/foo", page.clone())
         .route("/bar", page)
@@ -23,22 +33,19 @@ pub fn router(store: &Store, config: &Config) -> Router {
             "/health/ready",
             get(health::ready).with_state(store.clone()),
         )
-        .layer((
-            SetResponseHeaderLayer::overriding(
-                header::CACHE_CONTROL,
-                HeaderValue::from_static("no-store"),
-            ),
-            SetResponseHeaderLayer::overriding(
-                header::VARY,
-                HeaderValue::from_static("Accept, Cookie"),
-            ),
-            from_fn(error::answer),
-        ));
-    if config.on_cloud_run() {
-        router.layer(from_fn(telemetry::in_trace))
-    } else {
-        router
-    }
+}
+
+/// Answers a request, whatever its route: in time, an error in words, and for no cache to keep.
+pub async fn answer(app: Router, request: Request) -> Response {
+    let trace = Trace::of(request.headers());
+    let format = Format::of(request.headers());
+    let uri = request.uri().clone();
+    let answer = error::in_time(app.oneshot(request));
+    let mut response = error::in_words(trace.scope(answer).await, format, uri.path());
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Cookie"));
+    response
 }
 
 /// A page with a session, whose views are counted: each request of the methods that `page` handles.

@@ -1,12 +1,11 @@
 //! What a visitor is told when something is wrong, and by when.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::HttpBody,
     extract::Request,
     http::{HeaderValue, StatusCode, header},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use tokio::time::timeout;
@@ -51,18 +50,19 @@ impl IntoResponse for Error {
     }
 }
 
-/// The layer around all routes: it sees to it that each request is answered in time, and that an
-/// error which comes as a bare status is put into words. One with a body of its own is left alone.
-pub async fn answer(request: Request, next: Next) -> Response {
-    let format = Format::of(request.headers());
-    let uri = request.uri().clone();
-    let response = timeout(DEADLINE, next.run(request))
-        .await
-        .unwrap_or_else(|_| {
+/// Sees to it that there is an answer in time.
+pub async fn in_time(answer: impl Future<Output = Result<Response, Infallible>>) -> Response {
+    match timeout(DEADLINE, answer).await {
+        Ok(Ok(response)) => response,
+        Err(_) => {
             telemetry::warn_of("deadline", format_args!("no answer within {DEADLINE:?}"));
             StatusCode::SERVICE_UNAVAILABLE.into_response()
-        });
+        }
+    }
+}
 
+/// Puts an error into words that comes as a bare status. One with a body of its own is left alone.
+pub fn in_words(response: Response, format: Format, path: &str) -> Response {
     let is_bare = response.body().size_hint().exact() == Some(0);
     let (status, sentence, meaning, link) = match response.status() {
         _ if !is_bare => return response,
@@ -89,7 +89,7 @@ pub async fn answer(request: Request, next: Next) -> Response {
     };
     let (mut parts, _) = response.into_parts();
     let page = Page {
-        path: uri.path(),
+        path,
         sentence: sentence.into(),
         meaning,
         link,

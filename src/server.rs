@@ -11,13 +11,12 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Router, body::Body};
 use futures_util::FutureExt;
-use hyper::service::{Service, service_fn};
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -26,6 +25,8 @@ use tokio::{
     time::sleep,
 };
 use tracing::warn;
+
+use crate::app;
 
 /// A connection brings its first request by then, and each further head as soon; kept alive, it may
 /// idle as long. hyper would wait for ever, without the timer that `axum::serve` does not install.
@@ -101,12 +102,16 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
                     // Answers are small and whole: there is nothing to gather.
                     let _ = stream.set_nodelay(true);
                     let has_asked = Arc::new(AtomicBool::new(false));
-                    let (asks, app) = (has_asked.clone(), TowerToHyperService::new(app.clone()));
+                    let (asks, app) = (has_asked.clone(), app.clone());
                     let in_flight = in_flight.downgrade();
-                    let service = service_fn(move |request| {
+                    let service = service_fn(move |request: Request<Incoming>| {
                         asks.store(true, Relaxed);
                         let in_flight = in_flight.upgrade();
-                        app.call(request).inspect(move |_| drop(in_flight))
+                        let answer = app::answer(app.clone(), request.map(Body::new));
+                        answer.map(move |answer| {
+                            drop(in_flight);
+                            Ok::<_, Infallible>(answer)
+                        })
                     });
                     let connection = http.serve_connection(TokioIo::new(stream), service);
                     let connection = connections.watch(connection.into_owned());

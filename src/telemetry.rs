@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{extract::Request, http::HeaderValue, middleware::Next, response::Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tracing::{
@@ -64,30 +64,45 @@ pub fn warn_of(kind: &str, problem: fmt::Arguments<'_>) {
 }
 
 tokio::task_local! {
-    /// The headers that name the trace of the request at hand, unread: they are needed for a log
-    /// line only, and a span for each request would cost more than all else that is logged.
-    static TRACE: [Option<HeaderValue>; 2];
+    /// The trace of the request at hand.
+    static TRACE: Trace;
 }
 
-/// Has what is logged inside the request name the request's trace.
-pub async fn in_trace(request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let trace = ["traceparent", "x-cloud-trace-context"].map(|name| headers.get(name).cloned());
-    TRACE.scope(trace, next.run(request)).await
-}
+/// The headers that name a request's trace, unread: they are needed for a log line only, and a span
+/// for each request would cost more than all else that is logged.
+pub struct Trace([Option<HeaderValue>; 2]);
 
-/// The trace that one of the headers names: `00-TRACE-SPAN-FLAGS` in W3C's `traceparent`,
-/// `TRACE/SPAN;OPTIONS` in Google's `X-Cloud-Trace-Context`, TRACE being 32 hexadecimal digits.
-fn trace_id(headers: &[Option<HeaderValue>; 2]) -> Option<&str> {
-    let [parent, cloud] = headers
-        .each_ref()
-        .map(|header| header.as_ref()?.to_str().ok());
-    let parent = parent.and_then(|value| value.split('-').nth(1));
-    let cloud = cloud.and_then(|value| value.split('/').next());
-    [parent, cloud]
-        .into_iter()
-        .flatten()
-        .find(|id| id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit()))
+/// W3C's, and Google's own.
+const TRACE_HEADERS: [HeaderName; 2] = [
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("x-cloud-trace-context"),
+];
+
+impl Trace {
+    /// The one that these headers name.
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self(TRACE_HEADERS.map(|name| headers.get(name).cloned()))
+    }
+
+    /// Has what `answer` logs name this trace.
+    pub fn scope<F: Future>(self, answer: F) -> impl Future<Output = F::Output> {
+        TRACE.scope(self, answer)
+    }
+
+    /// The trace that one of the headers names: `00-TRACE-SPAN-FLAGS` in W3C's `traceparent`,
+    /// `TRACE/SPAN;OPTIONS` in Google's `X-Cloud-Trace-Context`, TRACE being 32 hexadecimal digits.
+    fn id(&self) -> Option<&str> {
+        let [parent, cloud] = self
+            .0
+            .each_ref()
+            .map(|header| header.as_ref()?.to_str().ok());
+        let parent = parent.and_then(|value| value.split('-').nth(1));
+        let cloud = cloud.and_then(|value| value.split('/').next());
+        [parent, cloud]
+            .into_iter()
+            .flatten()
+            .find(|id| id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    }
 }
 
 /// One JSON object a line, in the fields that Cloud Logging knows:
@@ -121,8 +136,10 @@ where
         SystemTime.format_time(&mut Writer::new(&mut time))?;
         entry.set("time", time);
         if let Some(project) = &self.project {
-            let trace = TRACE.try_with(|headers| {
-                trace_id(headers).map(|id| format!("projects/{project}/traces/{id}"))
+            let trace = TRACE.try_with(|trace| {
+                trace
+                    .id()
+                    .map(|id| format!("projects/{project}/traces/{id}"))
             });
             if let Ok(Some(trace)) = trace {
                 entry.set("logging.googleapis.com/trace", trace);

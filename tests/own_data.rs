@@ -68,8 +68,13 @@ async fn cycle(
     Ok(format!("you viewed this page {count} times"))
 }
 
-/// Serves the service with these pages and gives its port. Added to the whole, they are outside of
-/// the layer that puts errors into words.
+/// Takes what is kept for a number.
+async fn number(session: Session) -> Result<String, Error> {
+    let number: Option<u64> = session.get("kept").await?;
+    Ok(json!(number).to_string())
+}
+
+/// Serves the service with these pages and gives its port.
 async fn serve(settings: &[&str]) -> u16 {
     let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
     let config = Config::try_parse_from(settings).unwrap();
@@ -77,6 +82,7 @@ async fn serve(settings: &[&str]) -> u16 {
     let app = app::router(&store, &config)
         .route("/keep/{index}", counted(get(keep), &store, &config))
         .route("/kept", counted(get(kept), &store, &config))
+        .route("/number", counted(get(number), &store, &config))
         .route(
             "/begin",
             get(begin).route_layer(session::layer(&store, &config)),
@@ -126,6 +132,19 @@ async fn own_data_and_views_live_side_by_side() {
         for first_is_kept in [false, true] {
             assert_kept_beside_views(service, first_is_kept).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn what_goes_wrong_on_an_added_page_is_told_as_on_all_others() {
+    let service = serve(&[]).await;
+    let mut visitor = Visitor::new();
+    visitor.count(&service, "/keep/0").await;
+    let answer = visitor.view(&service, "/number").await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.body.contains("please try again"), "{answer:?}");
+    for (name, value) in [("retry-after", "1"), ("cache-control", "no-store")] {
+        assert_eq!(answer.header(name), Some(value), "{answer:?}");
     }
 }
 
