@@ -2,6 +2,8 @@
 //!
 //! While a call is in flight, the views that arrive wait together for the next one (group commit):
 //! at rest a view leaves at once, alone, and under load they share a command and a round trip.
+//! Redis near at hand counts one half of them while the other half is answered and asks again; one that
+//! is far away counts all, those that follow upon the last answers among them.
 //!
 //! A call whose answer is lost is repeated under the same number, and the script keeps the last
 //! call's number and answers: what it has counted, it does not count again. So there is never more
@@ -13,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fred::{
@@ -23,7 +25,10 @@ use fred::{
     util::sha1_hash,
 };
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::sleep,
+};
 use tower_sessions::session::Id;
 
 use super::{Error, code, connection::Connection, redis::session_keys};
@@ -33,6 +38,10 @@ const COUNT_VIEWS: &str = include_str!("count_views.lua");
 /// A call counts so many views at most: Redis, which does one thing at a time, is then busy for
 /// about 2 ms.
 const MAX_BATCH: usize = 512;
+
+/// A call that takes longer is on its way for most of the time, and Redis far away: a pause before the
+/// next one is worth its wait, and cannot be shorter than a timer's millisecond.
+const FAR: Duration = Duration::from_millis(4);
 
 /// So many views may wait for their answers; one more is refused. It is twice what Cloud Run sends to
 /// an instance at once, and what four calls can count.
@@ -127,11 +136,23 @@ impl Shared {
 
     /// Counts the lane's views, call by call, until none wait.
     async fn commit(self: Arc<Self>, lane: Lane) {
-        while let Some(mut views) = self.next(lane) {
+        let mut answered = 0;
+        while let Some(mut views) = self.next(lane, answered) {
+            answered = views.len();
+            let begin = Instant::now();
             match self.call(lane, &views).await {
                 Ok(answers) => {
                     for (view, answer) in views.into_iter().zip(answers) {
                         let _ = view.answer.send(answer);
+                    }
+                    let time = begin.elapsed();
+                    if time > FAR {
+                        if answered > 1 {
+                            // Under load: who asks again at once comes along.
+                            sleep(FAR.min(time / 8)).await;
+                        }
+                        // All of them: half of the work is soon done.
+                        answered = MAX_VIEWS;
                     }
                 }
                 Err(error) => {
@@ -149,8 +170,9 @@ impl Shared {
         }
     }
 
-    /// Takes the next views out of the lane, and ends it if there are none.
-    fn next(&self, lane: Lane) -> Option<Vec<View>> {
+    /// Takes the next views out of the lane, and ends it if there are none. Not all of them when fewer
+    /// were just `answered`: with calls of a like size, Redis and this process are both at work.
+    fn next(&self, lane: Lane, answered: usize) -> Option<Vec<View>> {
         let mut lanes = self.lanes.lock();
         let waiting = lanes.get_mut(&lane)?;
         waiting.retain(is_awaited);
@@ -158,7 +180,9 @@ impl Shared {
             lanes.remove(&lane);
             return None;
         }
-        Some(waiting.drain(..waiting.len().min(MAX_BATCH)).collect())
+        let half = (waiting.len() + answered).div_ceil(2);
+        let batch = waiting.len().min(half).min(MAX_BATCH);
+        Some(waiting.drain(..batch).collect())
     }
 
     /// Has Redis count these views, once. Gives the answer for each.
