@@ -1,7 +1,6 @@
-//! What others do in Rust: axum alone, and tower-sessions as its documentation has it.
-//!
-//! Both run on one thread, as the service does: on two cores, which wrk and Redis share with it, that
-//! was the faster runtime for each.
+//! What others do in Rust: axum alone, and tower-sessions, both as their documentation has them, with
+//! tokio's default runtime and a pool of six connections. And both tuned for this machine, whose two
+//! cores wrk and Redis share with them: on one thread and one connection, as the service is.
 
 use std::{collections::HashMap, env};
 
@@ -13,12 +12,16 @@ use tower_sessions_redis_store::RedisStore;
 
 /// Serves until it is ended.
 pub fn serve(peer: &str) {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    runtime.unwrap().block_on(async {
+    let mut runtime = match peer.ends_with("-tuned") {
+        true => runtime::Builder::new_current_thread(),
+        false => runtime::Builder::new_multi_thread(),
+    };
+    runtime.enable_all().build().unwrap().block_on(async {
         let app = match peer {
-            "axum" => axum_alone(),
-            "tower-sessions" => tower_sessions().await,
-            other => panic!("no peer {other}; allowed: axum, tower-sessions"),
+            "axum" | "axum-tuned" => axum_alone(),
+            "tower-sessions" => tower_sessions(6).await,
+            "tower-sessions-tuned" => tower_sessions(1).await,
+            other => panic!("no peer {other}"),
         };
         let port: u16 = env::var("PORT").unwrap().parse().unwrap();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
@@ -32,9 +35,10 @@ fn axum_alone() -> Router {
 }
 
 /// The map of views in the session: read, changed, written back.
-async fn tower_sessions() -> Router {
+async fn tower_sessions(connections: usize) -> Router {
     let config = Config::from_url(&env::var("REDIS_URL").unwrap()).unwrap();
-    let redis = Builder::from_config(config).build().unwrap();
+    let redis = Builder::from_config(config);
+    let redis = redis.build_pool(connections).unwrap();
     redis.init().await.unwrap();
     let sessions = SessionManagerLayer::new(RedisStore::new(redis)).with_secure(false);
     let page = get(async |session: Session, request: Request| {

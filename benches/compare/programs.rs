@@ -16,20 +16,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Program {
     Service,
     TowerSessions,
+    TowerSessionsTuned,
     Express,
     AxumAlone,
+    AxumAloneTuned,
 }
 
 impl Program {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::Service,
         Self::TowerSessions,
+        Self::TowerSessionsTuned,
         Self::Express,
         Self::AxumAlone,
+        Self::AxumAloneTuned,
     ];
 
     pub fn has_sessions(self) -> bool {
-        self != Self::AxumAlone
+        !matches!(self, Self::AxumAlone | Self::AxumAloneTuned)
     }
 
     /// Starts it on a database of its own, and waits until it answers.
@@ -44,16 +48,10 @@ impl Program {
         let port = free_port();
         let mut command = match self {
             Self::Service => Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions")),
-            Self::TowerSessions | Self::AxumAlone => {
-                let mut peer = Command::new(env::current_exe().unwrap());
-                let name = if self == Self::AxumAlone {
-                    "axum"
-                } else {
-                    "tower-sessions"
-                };
-                peer.args(["serve", name]);
-                peer
-            }
+            Self::TowerSessions => peer("tower-sessions"),
+            Self::TowerSessionsTuned => peer("tower-sessions-tuned"),
+            Self::AxumAlone => peer("axum"),
+            Self::AxumAloneTuned => peer("axum-tuned"),
             Self::Express => {
                 let mut node = Command::new("node");
                 node.arg(express().join("index.js"))
@@ -76,11 +74,20 @@ impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Service => "cloud-run-sessions",
-            Self::TowerSessions => "tower-sessions, map written back",
-            Self::Express => "Express, as in the tutorial",
-            Self::AxumAlone => "axum alone, no session",
+            Self::TowerSessions => "tower-sessions",
+            Self::TowerSessionsTuned => "tower-sessions, tuned",
+            Self::Express => "Express",
+            Self::AxumAlone => "axum alone",
+            Self::AxumAloneTuned => "axum alone, tuned",
         })
     }
+}
+
+/// One of those in this program.
+fn peer(name: &str) -> Command {
+    let mut peer = Command::new(env::current_exe().unwrap());
+    peer.args(["serve", name]);
+    peer
 }
 
 fn express() -> PathBuf {

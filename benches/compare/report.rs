@@ -218,15 +218,11 @@ fn machine() -> String {
 /// A bar for each program, in a panel for each row.
 fn chart(all: &All, rows: &[Row], path: &PathBuf) -> Result<(), Box<dyn std::error::Error>> {
     const WIDTH: u32 = 860;
-    const PANEL: u32 = 150;
-    const LABELS: i32 = 250;
+    const PANEL: u32 = 202;
+    const LABELS: i32 = 180;
     const BAR: i32 = 22;
-    let colors = [
-        RGBColor(21, 101, 192),
-        RGBColor(120, 144, 156),
-        RGBColor(120, 144, 156),
-        RGBColor(176, 190, 197),
-    ];
+    const OURS: RGBColor = RGBColor(21, 101, 192);
+    const OTHERS: RGBColor = RGBColor(120, 144, 156);
     fs::create_dir_all(path.parent().unwrap())?;
     let area = SVGBackend::new(path, (WIDTH, PANEL * rows.len() as u32)).into_drawing_area();
     area.fill(&WHITE)?;
@@ -246,7 +242,10 @@ fn chart(all: &All, rows: &[Row], path: &PathBuf) -> Result<(), Box<dyn std::err
             let room = WIDTH as i32 - LABELS - 110;
             let length = (value.unwrap_or_default() / longest * f64::from(room)) as i32;
             let bar = [(LABELS, top), (LABELS + length.max(1), top + BAR)];
-            panel.draw(&Rectangle::new(bar, colors[n].filled()))?;
+            panel.draw(&Rectangle::new(
+                bar,
+                if n == 0 { OURS } else { OTHERS }.filled(),
+            ))?;
             panel.draw(&Text::new(shown, (LABELS + length + 8, top + 4), text(14)))?;
         }
     }
