@@ -1,9 +1,10 @@
-//! The router: every route of the service, and what is done with each request.
+//! What is done with each request, and the router: every route of the service.
 
 use axum::{
     Router,
+    body::Body,
     extract::Request,
-    http::{HeaderValue, header},
+    http::{HeaderValue, Method, header},
     middleware::from_fn_with_state,
     response::Response,
     routing::{MethodRouter, get},
@@ -20,7 +21,7 @@ use crate::{
     views,
 };
 
-/// The service's routes, on this store.
+/// The service's routes, on this store, to be asked by [`answer`].
 pub fn router(store: &Store, config: &Config) -> Router {
     let page = get(pages::page).with_state(pages::Meaning::of(config));
     let page = counted(page, store, config);
@@ -39,9 +40,14 @@ pub fn router(store: &Store, config: &Config) -> Router {
 pub async fn answer(app: Router, request: Request) -> Response {
     let trace = Trace::of(request.headers());
     let format = Format::of(request.headers());
+    let is_head = request.method() == Method::HEAD;
     let uri = request.uri().clone();
     let answer = error::in_time(app.oneshot(request));
     let mut response = error::in_words(trace.scope(answer).await, format, uri.path());
+    if is_head {
+        // axum has done so before there were words.
+        *response.body_mut() = Body::empty();
+    }
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept, Cookie"));

@@ -63,7 +63,11 @@ pub async fn in_time(answer: impl Future<Output = Result<Response, Infallible>>)
 
 /// Puts an error into words that comes as a bare status. One with a body of its own is left alone.
 pub fn in_words(response: Response, format: Format, path: &str) -> Response {
-    let is_bare = response.body().size_hint().exact() == Some(0);
+    // Of a HEAD, axum leaves the body's length alone.
+    let is_bare = match response.headers().get(header::CONTENT_LENGTH) {
+        Some(length) => length == "0",
+        None => response.body().size_hint().exact() == Some(0),
+    };
     let (status, sentence, meaning, link) = match response.status() {
         _ if !is_bare => return response,
         StatusCode::NOT_FOUND => (
@@ -96,8 +100,10 @@ pub fn in_words(response: Response, format: Format, path: &str) -> Response {
     };
     let (rendered, body) = format.render(page).into_parts();
     parts.status = status;
-    parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.extend(rendered.headers);
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         parts.headers.insert(header::RETRY_AFTER, RETRY_AFTER);
     }

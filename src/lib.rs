@@ -5,7 +5,7 @@
 //! A request flows one way: router → session layer → `count_views` → page.
 //!
 //! - [`config`]: every setting, one struct, from the environment.
-//! - [`app`]: the router, every route of the service on one screen.
+//! - [`app`]: what is done with each request, and every route of the service, on one screen.
 //! - [`session`]: the session layer, its cookie.
 //! - [`views`]: the middleware that counts a view, and the count that a page reads.
 //! - [`pages`]: the sentence, as text or as a page.

@@ -68,8 +68,8 @@ tokio::task_local! {
     static TRACE: Trace;
 }
 
-/// The headers that name a request's trace, unread: they are needed for a log line only, and a span
-/// for each request would cost more than all else that is logged.
+/// The headers that name a request's trace, unread: only a line for Cloud Logging needs them, and a
+/// span for each request would cost more than all else that is logged.
 pub struct Trace([Option<HeaderValue>; 2]);
 
 /// W3C's, and Google's own.

@@ -131,6 +131,29 @@ async fn head_is_answered_and_not_counted() {
 }
 
 #[tokio::test]
+async fn head_says_what_get_would() {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    // The health of its store is an error with words of its own.
+    drop(redis);
+    for mut visitor in [Visitor::new(), Visitor::by_http_2()] {
+        for path in ["/unknown", "/health/live", "/health/ready"] {
+            for accept in ["*/*", BROWSER] {
+                let get = visitor.request(Method::GET, &service, path, accept).await;
+                let head = visitor.request(Method::HEAD, &service, path, accept).await;
+                assert_eq!(head.status, get.status, "{path}");
+                assert_eq!(head.body, "", "{path}");
+                let length = get.body.len().to_string();
+                assert_eq!(get.header("content-length"), Some(&*length), "{path}");
+                for header in ["content-length", "content-type", "retry-after"] {
+                    assert_eq!(head.header(header), get.header(header), "{path}: {header}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn other_methods_are_refused() {
     on_both(async |service, redis| {
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {

@@ -2,8 +2,8 @@
 //!
 //! While a call is in flight, the views that arrive wait together for the next one (group commit):
 //! at rest a view leaves at once, alone, and under load they share a command and a round trip.
-//! Redis near at hand counts one half of them while the other half is answered and asks again; one that
-//! is far away counts all, those that follow upon the last answers among them.
+//! A quick Redis counts one half of them while the other half is answered and asks again. A slow one,
+//! for which both halves would wait in turn, counts all, and those that follow upon the last answers.
 //!
 //! A call whose answer is lost is repeated under the same number, and the script keeps the last
 //! call's number and answers: what it has counted, it does not count again. So there is never more
@@ -39,9 +39,11 @@ const COUNT_VIEWS: &str = include_str!("count_views.lua");
 /// about 2 ms.
 const MAX_BATCH: usize = 512;
 
-/// A call that takes longer is on its way for most of the time, and Redis far away: a pause before the
-/// next one is worth its wait, and cannot be shorter than a timer's millisecond.
-const FAR: Duration = Duration::from_millis(4);
+/// A call that takes longer does so on its way, or because Redis or this process is busy.
+const SLOW: Duration = Duration::from_millis(4);
+
+/// The longest pause before the next call. The shortest that a timer can do is a millisecond or two.
+const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
 /// So many views may wait for their answers; one more is refused. It is twice what Cloud Run sends to
 /// an instance at once, and what four calls can count.
@@ -136,23 +138,20 @@ impl Shared {
 
     /// Counts the lane's views, call by call, until none wait.
     async fn commit(self: Arc<Self>, lane: Lane) {
-        let mut answered = 0;
-        while let Some(mut views) = self.next(lane, answered) {
-            answered = views.len();
-            let begin = Instant::now();
+        // How many views the last call counted, if it was quick.
+        let mut last = None;
+        while let Some(mut views) = self.next(lane, last) {
+            let (batch, begin) = (views.len(), Instant::now());
             match self.call(lane, &views).await {
                 Ok(answers) => {
                     for (view, answer) in views.into_iter().zip(answers) {
                         let _ = view.answer.send(answer);
                     }
                     let time = begin.elapsed();
-                    if time > FAR {
-                        if answered > 1 {
-                            // Under load: who asks again at once comes along.
-                            sleep(FAR.min(time / 8)).await;
-                        }
-                        // All of them: half of the work is soon done.
-                        answered = MAX_VIEWS;
+                    last = (time <= SLOW).then_some(batch);
+                    if last.is_none() && (2..MAX_BATCH).contains(&batch) {
+                        // Under load, with room in the next call: who asks again at once comes along.
+                        sleep(LONGEST_PAUSE.min(time / 8)).await;
                     }
                 }
                 Err(error) => {
@@ -170,9 +169,9 @@ impl Shared {
         }
     }
 
-    /// Takes the next views out of the lane, and ends it if there are none. Not all of them when fewer
-    /// were just `answered`: with calls of a like size, Redis and this process are both at work.
-    fn next(&self, lane: Lane, answered: usize) -> Option<Vec<View>> {
+    /// Takes the next views out of the lane, and ends it if there are none. After a quick call not all
+    /// of them, if it was smaller: with calls of a like size, Redis and this process are both at work.
+    fn next(&self, lane: Lane, last: Option<usize>) -> Option<Vec<View>> {
         let mut lanes = self.lanes.lock();
         let waiting = lanes.get_mut(&lane)?;
         waiting.retain(is_awaited);
@@ -180,8 +179,9 @@ impl Shared {
             lanes.remove(&lane);
             return None;
         }
-        let half = (waiting.len() + answered).div_ceil(2);
-        let batch = waiting.len().min(half).min(MAX_BATCH);
+        let all = waiting.len();
+        let half = last.map_or(all, |last| (all + last).div_ceil(2));
+        let batch = all.min(half).min(MAX_BATCH);
         Some(waiting.drain(..batch).collect())
     }
 

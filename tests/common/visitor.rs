@@ -1,7 +1,7 @@
 //! Visitors, who speak HTTP.
 
 use reqwest::{
-    Client, Method,
+    Client, ClientBuilder, Method,
     header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
 };
 
@@ -43,8 +43,17 @@ pub struct Answer {
 
 impl Visitor {
     pub fn new() -> Self {
+        Self::with(Client::builder())
+    }
+
+    /// One who speaks HTTP/2 from the beginning.
+    pub fn by_http_2() -> Self {
+        Self::with(Client::builder().http2_prior_knowledge())
+    }
+
+    fn with(client: ClientBuilder) -> Self {
         Self {
-            client: Client::builder().timeout(PATIENCE).build().unwrap(),
+            client: client.timeout(PATIENCE).build().unwrap(),
             cookie: None,
             headers: HeaderMap::new(),
         }
