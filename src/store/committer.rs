@@ -42,6 +42,10 @@ const MAX_BATCH: usize = 512;
 /// A call that takes longer does so on its way, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
+/// After a slow call of more views than that there is no pause: a view costs little already, and this
+/// process is at work all the time.
+const MAX_PAUSING: usize = 128;
+
 /// The longest pause before the next call. The shortest that a timer can do is a millisecond or two.
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
@@ -149,8 +153,8 @@ impl Shared {
                     }
                     let time = begin.elapsed();
                     last = (time <= SLOW).then_some(batch);
-                    if last.is_none() && (2..MAX_BATCH).contains(&batch) {
-                        // Under load, with room in the next call: who asks again at once comes along.
+                    if last.is_none() && (2..=MAX_PAUSING).contains(&batch) {
+                        // Under load; who asks again at once comes along.
                         sleep(LONGEST_PAUSE.min(time / 8)).await;
                     }
                 }
