@@ -225,10 +225,8 @@ impl Shared {
         });
         let mut args = Vec::with_capacity(2 + views.len());
         args.extend([Value::from(number as i64), Value::from(self.ttl)]);
-        for view in views {
-            keys.extend(session_keys(&view.session));
-            args.push(Value::String(view.path.clone()));
-        }
+        keys.extend(session_keys(views.iter().map(|view| &view.session)));
+        args.extend(views.iter().map(|view| Value::String(view.path.clone())));
         (keys, args)
     }
 }

@@ -1,10 +1,10 @@
 //! Sessions in Redis: a record each, and beside it, once there is a second view, its views.
 
-use std::time::Duration;
+use std::{fmt::Write, iter, time::Duration};
 
 use async_trait::async_trait;
 use fred::{
-    bytes::Bytes,
+    bytes::BytesMut,
     prelude::{Client, ClientLike, KeysInterface},
     types::Key,
 };
@@ -82,7 +82,10 @@ impl SessionStore for Sessions {
 
     /// Deletes the session, its views too.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        let delete = |redis: Client| async move { redis.del(session_keys(id).to_vec()).await };
+        let delete = |redis: Client| async move {
+            let keys: Vec<_> = session_keys(iter::once(id)).collect();
+            redis.del(keys).await
+        };
         Ok(self.redis.ask(delete).await.inspect_err(Error::report)?)
     }
 }
@@ -93,10 +96,15 @@ fn records(redis: Client) -> RedisStore<Client> {
     RedisStore::new(redis)
 }
 
-/// The keys of a session: its record, named by the library, and its views.
-pub fn session_keys(id: &Id) -> [Key; 2] {
-    // The braces put the views where the record is, in Redis Cluster.
-    let views = Bytes::from(format!("v:{{{id}}}"));
-    let record = views.slice(3..views.len() - 1);
-    [record, views].map(Key::from)
+/// The keys of sessions: of each its record, named by the library, and its views.
+pub fn session_keys<'a>(ids: impl ExactSizeIterator<Item = &'a Id>) -> impl Iterator<Item = Key> {
+    // One buffer for all of them.
+    let mut names = BytesMut::with_capacity(ids.len() * "v:{0123456789012345678901}".len());
+    ids.flat_map(move |id| {
+        // The braces put the views where the record is, in Redis Cluster.
+        let _ = write!(names, "v:{{{id}}}");
+        let views = names.split().freeze();
+        let record = views.slice(3..views.len() - 1);
+        [record, views].map(Key::from)
+    })
 }
