@@ -47,7 +47,8 @@ pub struct Config {
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 
-    /// Seconds a session lives after its last view: 1 to 4294967295
+    /// Seconds, 1 to 4294967295: a session lives at least SESSION_TTL after its last view or save, and at
+    /// most a 24th of SESSION_TTL and 5 seconds longer
     #[arg(long, env = "SESSION_TTL", default_value = "86400", value_parser = setting(session_ttl))]
     pub session_ttl: Duration,
 

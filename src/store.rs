@@ -2,13 +2,12 @@
 
 mod committer;
 mod connection;
+mod keys;
+mod lifetime;
 mod memory;
 mod redis;
 
-use std::time::Duration;
-
 use async_trait::async_trait;
-use time::OffsetDateTime;
 use tokio::time::error::Elapsed;
 use tower_sessions::{
     SessionStore,
@@ -19,6 +18,13 @@ use tracing::info;
 
 use crate::{config::Config, telemetry};
 use connection::Connection;
+
+/// The key of the session's record that holds the path of the session's first view.
+///
+/// A new visitor's first view is number 1 without asking, so it is written with the record that the
+/// session layer saves anyway, in one command. The counters beside the record begin with the second
+/// view.
+pub(crate) const FIRST_VIEW: &str = "1";
 
 /// Why the store failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -105,13 +111,11 @@ impl From<Error> for session_store::Error {
 
 /// The sessions and their views. A clone is another handle on the same store.
 ///
-/// A session ends [`Config::session_ttl`] after its last view. Failures are reported in the log, where
+/// A session lives at least [`Config::session_ttl`] after its last view or save, and a 24th of that and
+/// some seconds longer at most. Failures are reported in the log, where
 /// they happen.
 #[derive(Clone, Debug)]
-pub struct Store {
-    backend: Backend,
-    ttl: Duration,
-}
+pub struct Store(Backend);
 
 #[derive(Clone, Debug)]
 enum Backend {
@@ -134,7 +138,7 @@ impl Store {
                 Backend::Memory(memory::Sessions::new(ttl))
             }
         };
-        Self { backend, ttl }
+        Self(backend)
     }
 
     /// Counts a view of `path` in the session and renews the session. Gives the views so far, this
@@ -144,7 +148,7 @@ impl Store {
     /// If the store does not answer or refuses. The view may have been counted all the same if it
     /// does not answer; no other was touched.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
-        match &self.backend {
+        match &self.0 {
             Backend::Redis(sessions) => sessions.count_view(id, path).await,
             Backend::Memory(sessions) => Ok(sessions.count_view(id, path)),
         }
@@ -155,7 +159,7 @@ impl Store {
     /// # Errors
     /// If there is none.
     pub async fn ping(&self) -> Result<(), Error> {
-        match &self.backend {
+        match &self.0 {
             Backend::Redis(sessions) => sessions.ping().await,
             Backend::Memory(_) => Ok(()),
         }
@@ -163,39 +167,28 @@ impl Store {
 
     /// Resolves if the store's own settings are wrong, with the reason: an outage is none.
     pub async fn rejected(&self) -> String {
-        match &self.backend {
+        match &self.0 {
             Backend::Redis(sessions) => sessions.rejected().await,
             Backend::Memory(_) => std::future::pending().await,
         }
     }
 
     fn records(&self) -> &dyn SessionStore {
-        match &self.backend {
+        match &self.0 {
             Backend::Redis(sessions) => sessions,
             Backend::Memory(sessions) => sessions,
         }
-    }
-
-    /// When a record written now ends. The session layer does not know: it would tell the browser.
-    fn expiry_date(&self) -> OffsetDateTime {
-        // Redis takes it in whole seconds, cut off; an early end would be a broken promise. Without a
-        // fraction, the record is short enough to cost Redis 120 bytes, not 136.
-        let end = OffsetDateTime::now_utc() + self.ttl + Duration::from_secs(1);
-        end.replace_nanosecond(0).unwrap_or(end)
     }
 }
 
 #[async_trait]
 impl SessionStore for Store {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
-        record.expiry_date = self.expiry_date();
         self.records().create(record).await
     }
 
     async fn save(&self, record: &Record) -> session_store::Result<()> {
-        let mut record = record.clone();
-        record.expiry_date = self.expiry_date();
-        self.records().save(&record).await
+        self.records().save(record).await
     }
 
     async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {

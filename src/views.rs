@@ -10,15 +10,8 @@ use tower_sessions::Session;
 
 use crate::{
     error::{self, Error},
-    store::Store,
+    store::{FIRST_VIEW, Store},
 };
-
-/// The key of the session's record that holds the path of the session's first view.
-///
-/// A new visitor's first view is number 1 without asking, so it is written with the record that the
-/// session layer saves anyway, in one command. The counters beside the record begin with the second
-/// view.
-pub(crate) const FIRST_VIEW: &str = "1";
 
 /// The visitor's views of the requested path, this one among them; for handlers to extract as
 /// [`axum::Extension`].

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Cluster, Load, Migration, PATIENCE, Service, View, Visitor, eventually, session_id,
+    Cluster, Load, Migration, PATIENCE, Redis, Service, View, Visitor, eventually, session_id,
 };
 use futures_util::future::join_all;
 
@@ -75,6 +75,49 @@ async fn overlapping_views_over_two_instances() {
         assert_eq!(counts.len(), VIEWS - 1);
         assert_each_once(counts, 2);
     }
+}
+
+#[tokio::test]
+async fn sessions_that_are_over_leave_nothing_behind() {
+    let cluster = Cluster::start().await;
+    let [service, _] = instances(&cluster);
+    let all_keys = || {
+        let keys = |node: &Redis| node.cli(&["KEYS", "*"]);
+        let keys: Vec<_> = cluster.masters.iter().map(keys).collect();
+        let keys = keys.join("\n");
+        keys.lines()
+            .map(str::to_owned)
+            .filter(|key| !key.is_empty())
+            .collect::<Vec<_>>()
+    };
+    let delete = |visitor: &Visitor| {
+        let (_, master) = place(&cluster, visitor);
+        let id = session_id(visitor.cookie.as_ref().unwrap());
+        cluster.masters[master].cli(&["DEL", &id, &format!("v:{{{id}}}")]);
+    };
+    for n in 10..20 {
+        let mut visitor = Visitor::with_cookie(format!("id=AAAAAAAAAAAAAAAAAAAA{n}"));
+        assert_eq!(visitor.count(&service, "/").await, 1);
+        delete(&visitor);
+    }
+    assert_eq!(all_keys(), [""; 0]);
+    // What is left of a session that was counted is the reply to its slot's last call, without its id.
+    let mut visitor = Visitor::new();
+    for view in 1..=3 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+    }
+    delete(&visitor);
+    let old = visitor.cookie.clone().unwrap();
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    delete(&visitor);
+    let keys = all_keys();
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    assert!(keys[0].starts_with("calls:"), "{keys:?}");
+    assert!(!keys[0].contains(&session_id(&old)), "{keys:?}");
+    assert_eq!(
+        cluster.place(&keys[0]).0,
+        cluster.place(&session_id(&old)).0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,6 +55,22 @@ async fn a_thousand_waiting_views_take_three_round_trips() {
     assert!(calls <= 3, "{calls} calls, one after the other");
 }
 
+#[tokio::test]
+async fn views_that_share_a_call_execute_one_command_each() {
+    const VIEWS: u64 = 32;
+    let (redis, proxy, service, visitor) = behind_proxy().await;
+    let fill = async || {
+        let in_flight = connect_and_ask(&service, &visitor, 1).await;
+        (in_flight, connect_and_ask(&service, &visitor, VIEWS).await)
+    };
+    let (in_flight, waiting) = filled(&proxy, fill).await;
+    // The first one's call was executed before the answer was kept back.
+    assert!(redis.executed() >= 3);
+    proxy.open();
+    join_all(in_flight.into_iter().chain(waiting).map(count)).await;
+    assert_eq!(redis.executed(), VIEWS + 2);
+}
+
 /// Has `fill` have so many views wait for the closed proxy, before their call is given up: again, if
 /// the machine was too busy to be as quick.
 async fn filled<T>(proxy: &Proxy, fill: impl AsyncFn() -> T) -> T {

@@ -91,7 +91,8 @@ impl World {
             Event::LostAnswer => self.proxy.lose_answer(),
             Event::Expiry(visitor) => {
                 if let Some(cookie) = &self.visitors[visitor].cookie {
-                    self.redis.cli(&["PEXPIRE", &session_id(cookie), "0"]);
+                    let id = session_id(cookie);
+                    self.redis.cli(&["DEL", &id, &format!("v:{{{id}}}")]);
                 }
                 self.sessions[visitor] = None;
             }

@@ -304,17 +304,12 @@ async fn another_redis_takes_over_its_name() {
 #[tokio::test]
 async fn redis_is_loading() {
     let redis = Redis::start();
-    // While it loads, it answers once a kilobyte; and it takes 60 ms for each.
+    // While it loads, it answers after each 2 MB: here every half second, for 12 s.
     redis.cli(&["CONFIG", "SET", "rdbcompression", "no"]);
-    let fill = "for key = 1, 100 do redis.call('SET', key, string.rep('x', 1100)) end";
+    let fill = "for key = 1, 120 do redis.call('SET', key, string.rep('x', 400000)) end";
     redis.cli(&["EVAL", fill, "0"]);
     redis.cli(&["SAVE"]);
-    let redis = redis.restart_with(&[
-        "--key-load-delay",
-        "60000",
-        "--loading-process-events-interval-bytes",
-        "1024",
-    ]);
+    let redis = redis.restart_with(&["--key-load-delay", "100000"]);
     eventually("it loads", async || {
         redis.cli(&["PING"]).contains("LOADING").then_some(())
     })

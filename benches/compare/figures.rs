@@ -17,6 +17,9 @@ use crate::{
 /// Views of one visitor that overlap.
 pub const OVERLAPPING: usize = 1000;
 
+/// Views of one page in a visit.
+pub const VISIT: usize = 5;
+
 /// The delaying proxy's share of a round trip to Redis.
 const FAR: Duration = Duration::from_millis(5);
 
@@ -28,6 +31,8 @@ pub struct Figures {
     pub overlapping: Option<u64>,
     /// Bytes in Redis of a session after one view, and after one of each page.
     pub bytes: Option<[f64; 2]>,
+    /// Commands executed by Redis for a visit of [`VISIT`] views.
+    pub visit: Option<f64>,
     /// Rounds of load.
     pub drives: Vec<Drive>,
     /// One view after the other.
@@ -44,8 +49,10 @@ pub struct Drive {
     pub cpu: f64,
     /// Seconds of CPU a view, of Redis.
     pub redis_cpu: f64,
-    /// Commands a view.
-    pub commands: f64,
+    /// Commands sent to Redis a view.
+    pub sent: f64,
+    /// Commands executed by Redis a view, those inside scripts among them.
+    pub executed: f64,
 }
 
 /// The median time to an answer with a round trip of some milliseconds to Redis, in round trips.
@@ -194,20 +201,29 @@ pub fn drive(
     connections: usize,
     time: Duration,
 ) -> Drive {
-    // What clients send: a script's own calls are counted by INFO too.
-    let commands = || match redis.calls("evalsha") {
-        0.0 => redis.calls("get") + redis.calls("set") + redis.calls("expire"),
-        calls => calls,
-    };
-    redis.cli(0, &["CONFIG", "RESETSTAT"]);
+    redis.commands();
     let (cpu, redis_cpu) = (server.cpu(), redis.cpu());
     let load = wrk::run(server.port, cookies, connections, time);
+    let (cpu, redis_cpu) = (server.cpu() - cpu, redis.cpu() - redis_cpu);
+    let commands = redis.commands();
     Drive {
         views_per_second: load.views_per_second,
-        cpu: (server.cpu() - cpu) / load.views,
-        redis_cpu: (redis.cpu() - redis_cpu) / load.views,
-        commands: commands() / load.views,
+        cpu: cpu / load.views,
+        redis_cpu: redis_cpu / load.views,
+        sent: commands.sent / load.views,
+        executed: commands.executed / load.views,
     }
+}
+
+/// Commands that Redis executes for a new visitor's visit, by a program that has had others.
+pub fn visit(server: &Server, redis: &Redis) -> f64 {
+    let mut stream = connect(server);
+    redis.commands();
+    let first = view(&mut stream, "/", None).unwrap();
+    for _ in 1..VISIT {
+        view(&mut stream, "/", first.cookie.as_deref()).unwrap();
+    }
+    redis.commands().executed
 }
 
 /// The time to an answer with a slow way to Redis.

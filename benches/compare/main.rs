@@ -51,6 +51,7 @@ fn main() {
             let server = program.start(&redis);
             figures.overlapping = Some(figures::overlapping(&server));
             figures.bytes = Some(figures::bytes(&server, &redis));
+            figures.visit = Some(figures::visit(&server, &redis));
         }
     }
 

@@ -229,14 +229,37 @@ impl Redis {
         self.info("cpu", "used_cpu_user") + self.info("cpu", "used_cpu_sys")
     }
 
-    /// How often a command has been called so far, by clients and scripts.
-    pub fn calls(&self, command: &str) -> f64 {
+    /// Commands since the last call of this: those that clients have sent, and those executed, which are
+    /// also what scripts have called. Those of this benchmark are no part of it.
+    pub fn commands(&self) -> Commands {
         let info = self.cli(0, &["INFO", "commandstats"]);
-        let prefix = format!("cmdstat_{command}:calls=");
-        let line = info.lines().find_map(|line| line.strip_prefix(&prefix));
-        line.and_then(|rest| rest.split(',').next()?.parse().ok())
-            .unwrap_or_default()
+        self.cli(0, &["CONFIG", "RESETSTAT"]);
+        let calls = info.lines().filter_map(|line| {
+            // cmdstat_get:calls=1,usec=…
+            let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            let is_ours = ["info", "config", "select", "ping", "hello", "client"];
+            let name = command.split('|').next()?;
+            let calls: f64 = figures.split(',').next()?.parse().ok()?;
+            (!is_ours.contains(&name)).then_some((name.to_owned(), calls))
+        });
+        let calls: Vec<_> = calls.collect();
+        let sum = |is_meant: &dyn Fn(&str) -> bool| {
+            let meant = calls.iter().filter(|(name, _)| is_meant(name));
+            meant.map(|(_, calls)| calls).sum()
+        };
+        let executed = sum(&|_| true);
+        let scripts = sum(&|name| name.starts_with("eval"));
+        Commands {
+            executed,
+            // Known visitors are counted by scripts alone, or without any.
+            sent: if scripts > 0.0 { scripts } else { executed },
+        }
     }
+}
+
+pub struct Commands {
+    pub sent: f64,
+    pub executed: f64,
 }
 
 pub fn free_port() -> u16 {

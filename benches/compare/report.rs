@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use crate::{
     CONNECTIONS, ROUND, ROUNDS, SESSIONS,
-    figures::{Figures, OVERLAPPING},
+    figures::{Figures, OVERLAPPING, VISIT},
     programs::Program,
 };
 
@@ -50,6 +50,7 @@ fn rows(all: &All) -> Vec<Row> {
     let millis = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
     let megabytes = |bytes: f64| format!("{:.1} MB", bytes / 1e6);
     let bytes = |bytes: f64| format!("{bytes:.0}");
+    let commands = |commands: f64| format!("{commands:.2}");
     let trips = |trips: f64| format!("{trips:.2} round trips");
     vec![
         row("views/s", |views| format!("{views:.0}"), &|f| {
@@ -57,14 +58,31 @@ fn rows(all: &All) -> Vec<Row> {
         }),
         row("CPU a view", micros, &|f| Some(f.median(|drive| drive.cpu))),
         row(
-            "commands to Redis a view",
-            |commands| format!("{commands:.3}"),
+            &format!("commands executed a view, {CONNECTIONS} connections"),
+            commands,
             &|f| {
                 f.overlapping?;
-                Some(f.median(|drive| drive.commands))
+                Some(f.median(|drive| drive.executed))
             },
         ),
         row("first answer after exec", millis, &|f| Some(f.first_answer)),
+        row("commands executed a view, at rest", commands, &|f| {
+            f.overlapping?;
+            Some(f.rest.as_ref()?.executed)
+        }),
+        row(
+            &format!("commands executed for a visit of {VISIT} views"),
+            bytes,
+            &|f| f.visit,
+        ),
+        row(
+            &format!("commands sent a view, {CONNECTIONS} connections"),
+            |sent| format!("{sent:.3}"),
+            &|f| {
+                f.overlapping?;
+                Some(f.median(|drive| drive.sent))
+            },
+        ),
         row("Redis's CPU a view", micros, &|f| {
             f.overlapping?;
             Some(f.median(|drive| drive.redis_cpu))
@@ -121,17 +139,19 @@ fn express(all: &All) -> &(Program, Figures) {
 fn capacity(ours: &Figures, express: &Figures) -> String {
     /// Of a core, before the time to an answer grows.
     const BUSY: f64 = 0.7;
-    /// Dollars a command, serverless.
+    /// Dollars a command that is executed, serverless.
     const PRICE: f64 = 0.20 / 100_000.0;
+    /// Commands executed a second, at which serverless databases stop.
+    const LIMIT: f64 = 10_000.0;
     const MILLION: f64 = 1e6;
     let load = |figures: &Figures| {
         let cpu = figures.median(|drive| drive.cpu);
         let redis = figures.median(|drive| drive.redis_cpu);
-        (cpu, redis, figures.median(|drive| drive.commands))
+        (cpu, redis, figures.median(|drive| drive.executed))
     };
     let rest = |figures: &Figures| {
         let rest = figures.rest.as_ref().unwrap();
-        (rest.cpu, rest.redis_cpu, rest.commands)
+        (rest.cpu, rest.redis_cpu, rest.executed)
     };
     let both = |name: &str, show: &dyn Fn(&Figures) -> String| {
         format!("| {name} | {} | {} |\n", show(ours), show(express))
@@ -139,14 +159,14 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     let money = |commands: f64| {
         let all = commands * MILLION;
         format!(
-            "{:.2} M commands, {:.2} dollars",
+            "{:.2} M executed, {:.2} dollars",
             all / MILLION,
             all * PRICE
         )
     };
     let mut text = String::from(
         "\n### Capacity and cost\n\nComputed from the figures above, with cores 70 % busy and 0.20 \
-         dollars for 100,000 commands; at rest is one view after the other.\n\n\
+         dollars for 100,000 commands executed; at rest is one view after the other.\n\n\
          | | cloud-run-sessions | Express |\n|---|---|---|\n",
     );
     text += &both(
@@ -163,6 +183,13 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     );
     text += &both("a million views at rest, in Redis", &|f| money(rest(f).2));
     text += &both("the same under load", &|f| money(load(f).2));
+    text += &both(
+        "views/s at rest of a database that stops at 10,000 commands/s",
+        &|f| format!("{:.0}", LIMIT / rest(f).2),
+    );
+    text += &both("the same under load", &|f| {
+        format!("{:.0}", LIMIT / load(f).2)
+    });
     text += &both("a million views at rest, in CPU of the instance", &|f| {
         format!("{:.0} s", rest(f).0 * MILLION)
     });

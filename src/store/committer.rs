@@ -15,25 +15,29 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fred::{
     bytes_utils::Str,
-    prelude::{Client, LuaInterface},
     types::{Key, Value},
-    util::sha1_hash,
 };
 use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tower_sessions::session::Id;
 
-use super::{Error, code, connection::Connection, redis::session_keys};
+use super::{
+    Error, FIRST_VIEW,
+    connection::{Connection, Script},
+    keys::{self, ReplyKeys},
+    lifetime::{Lifetime, MARGIN, Renewed},
+};
 
-const COUNT_VIEWS: &str = include_str!("count_views.lua");
+/// Seconds that Redis keeps the reply to the last call: longer than TCP can deliver a call late.
+const REPLY_KEPT_FOR: i64 = 3600;
 
 /// A call counts so many views at most: Redis, which does one thing at a time, is then busy for
 /// about 2 ms.
@@ -60,12 +64,11 @@ pub struct Committer(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     redis: Connection,
-    /// The name by which Redis knows the script.
-    script: Str,
-    /// Seconds to live from each view.
-    ttl: i64,
-    /// Under this key, this instance's own, the script keeps its last call.
-    key: String,
+    script: Script,
+    lifetime: Lifetime,
+    renewed: Arc<Renewed>,
+    /// Where the script keeps its last reply to this instance.
+    reply_keys: ReplyKeys,
     /// The number of the last call.
     calls: AtomicU64,
     /// The lanes that are at work, each with the views that wait for its next call.
@@ -74,9 +77,8 @@ struct Shared {
     places: Arc<Semaphore>,
 }
 
-/// What can be counted by one call: any sessions, or in Redis Cluster, where a call stays in one
-/// slot, those of this id.
-type Lane = Option<Id>;
+/// What can be counted by one call: any sessions, or in Redis Cluster those of this slot.
+type Lane = Option<u16>;
 
 /// The count, none if the session is over.
 type Answer = Result<Option<u64>, Error>;
@@ -90,13 +92,14 @@ struct View {
 }
 
 impl Committer {
-    /// Renews sessions by `ttl` with each view.
-    pub fn new(redis: Connection, ttl: Duration) -> Self {
+    /// Renews sessions for this lifetime, those that were not renewed lately.
+    pub fn new(redis: Connection, lifetime: Lifetime, renewed: Arc<Renewed>) -> Self {
         Self(Arc::new(Shared {
+            script: Script::new(include_str!("count_views.lua")),
+            lifetime,
+            renewed,
+            reply_keys: ReplyKeys::new(redis.is_clustered),
             redis,
-            script: sha1_hash(COUNT_VIEWS).into(),
-            ttl: ttl.as_secs() as i64,
-            key: format!("calls:{}", Id::default()),
             calls: AtomicU64::new(0),
             lanes: Mutex::default(),
             places: Arc::new(Semaphore::new(MAX_VIEWS)),
@@ -114,7 +117,7 @@ impl Committer {
             answer,
             _place: shared.place()?,
         };
-        let lane = shared.redis.is_clustered.then_some(session);
+        let lane = shared.redis.is_clustered.then(|| keys::slot(&session));
         match shared.lanes.lock().entry(lane) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push(view),
             Entry::Vacant(vacant) => {
@@ -192,42 +195,47 @@ impl Shared {
     /// Has Redis count these views, once. Gives the answer for each.
     async fn call(&self, lane: Lane, views: &[View]) -> Result<Vec<Answer>, Error> {
         let number = self.calls.fetch_add(1, Relaxed) + 1;
-        let by_name = |redis: Client| {
-            let (keys, args) = self.arguments(number, lane, views);
-            async move { redis.evalsha(self.script.clone(), keys, args).await }
-        };
-        // Redis keeps the script that it is sent.
-        let in_full = |redis: Client| {
-            let (keys, args) = self.arguments(number, lane, views);
-            async move { redis.eval(COUNT_VIEWS, keys, args).await }
-        };
-        let kept: String = match self.redis.ask(by_name).await {
-            Err(Error::Refused(reason)) if code(&reason) == "NOSCRIPT" => {
-                self.redis.ask(in_full).await?
-            }
-            kept => kept?,
-        };
-        match kept.split_once('\n') {
-            Some((first, answers)) if first == number.to_string() => {
-                Ok(answers.lines().map(answer).collect())
-            }
-            // Another call's.
-            _ => Err(Error::Unanswered),
-        }
+        let begin = Instant::now();
+        let sessions = || views.iter().map(|view| &view.session);
+        let renews = self.renewed.are_due(sessions(), begin);
+        let arguments = || self.arguments(number, lane, views, &renews);
+        let reply: String = self.redis.run(begin, &self.script, arguments).await?;
+        let answers = read_reply(&reply, number, views.len()).ok_or(Error::Unanswered)?;
+        let are_renewed = sessions().zip(&answers).zip(&renews);
+        let are_renewed =
+            are_renewed.filter(|((_, answer), renews)| **renews && matches!(answer, Ok(Some(_))));
+        self.renewed
+            .remember(are_renewed.map(|((session, _), _)| *session), begin);
+        Ok(answers)
     }
 
     /// The script's keys and arguments.
-    fn arguments(&self, number: u64, lane: Lane, views: &[View]) -> (Vec<Key>, Vec<Value>) {
+    fn arguments(
+        &self,
+        number: u64,
+        lane: Lane,
+        views: &[View],
+        renews: &[bool],
+    ) -> (Vec<Key>, Vec<Value>) {
         let mut keys = Vec::with_capacity(1 + 2 * views.len());
-        keys.push(match lane {
-            None => self.key.as_str().into(),
-            Some(id) => format!("{}:{{{id}}}", self.key).into(),
-        });
-        let mut args = Vec::with_capacity(2 + views.len());
-        args.extend([Value::from(number as i64), Value::from(self.ttl)]);
-        keys.extend(session_keys(views.iter().map(|view| &view.session)));
-        args.extend(views.iter().map(|view| Value::String(view.path.clone())));
-        (keys, args)
+        keys.push(self.reply_keys.key(lane));
+        keys.extend(keys::of_sessions(views.iter().map(|view| &view.session)));
+        let mut arguments = Vec::with_capacity(5 + 2 * views.len());
+        arguments.extend([
+            Value::from(number as i64),
+            Value::from(self.lifetime.of_record().as_millis() as i64),
+            Value::from(MARGIN.as_millis() as i64),
+            Value::from(REPLY_KEPT_FOR),
+            Value::from_static_str(FIRST_VIEW),
+        ]);
+        for (view, renews) in views.iter().zip(renews) {
+            let renews = if *renews { "1" } else { "" };
+            arguments.extend([
+                Value::String(view.path.clone()),
+                Value::from_static_str(renews),
+            ]);
+        }
+        (keys, arguments)
     }
 }
 
@@ -235,11 +243,60 @@ fn is_awaited(view: &View) -> bool {
     !view.answer.is_closed()
 }
 
-/// A line of what the script keeps.
-fn answer(line: &str) -> Answer {
-    match line.parse() {
-        Ok(0) => Ok(None),
-        Ok(count) => Ok(Some(count)),
-        Err(_) => Err(Error::Refused(line.to_owned())),
+/// The answers to the views of this call, if this is the reply to it and nothing else.
+fn read_reply(reply: &str, number: u64, views: usize) -> Option<Vec<Answer>> {
+    let (first, lines) = reply.split_once('\n')?;
+    if first != number.to_string() {
+        return None;
+    }
+    let mut answers = Vec::with_capacity(views);
+    for line in lines.split('\n') {
+        answers.push(match line.strip_prefix('-') {
+            Some(error) => Err(Error::Refused(error.to_owned())),
+            None if !line.bytes().all(|byte| byte.is_ascii_digit()) => return None,
+            None => match line.parse().ok()? {
+                0 => Ok(None),
+                count => Ok(Some(count)),
+            },
+        });
+    }
+    (answers.len() == views).then_some(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(reply: &str) -> Option<Vec<Answer>> {
+        read_reply(reply, 7, 3)
+    }
+
+    #[test]
+    fn a_reply_is_a_count_or_an_error_for_each_view() {
+        let answers = read("7\n9007199254740992\n0\n-OOM no 5 memory").unwrap();
+        assert!(matches!(answers[0], Ok(Some(9_007_199_254_740_992))));
+        assert!(matches!(answers[1], Ok(None)));
+        assert!(matches!(&answers[2], Err(Error::Refused(reason)) if reason == "OOM no 5 memory"));
+    }
+
+    #[test]
+    fn anything_else_is_no_reply() {
+        for reply in [
+            "",
+            "7",
+            "7\n1\n2",
+            "7\n1\n2\n3\n4",
+            "7\n1\n2\n3\n",
+            "7\n1\n\n3",
+            "6\n1\n2\n3",
+            "8\n1\n2\n3",
+            "07\n1\n2\n3",
+            "7\n1\n2e3\n3",
+            "7\n1\n+2\n3",
+            "7\n1\nERR no\n3",
+            "7\n1\n99999999999999999999\n3",
+        ] {
+            assert!(read(reply).is_none(), "{reply:?}");
+        }
     }
 }

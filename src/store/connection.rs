@@ -4,12 +4,16 @@
 use std::{sync::Arc, time::Duration};
 
 use fred::{
+    bytes_utils::Str,
     error::{Error as RedisError, ErrorKind},
-    prelude::{Builder, Client, ClientLike, ClusterInterface, KeysInterface},
+    prelude::{
+        Builder, Client, ClientLike, ClusterInterface, FromValue, KeysInterface, LuaInterface,
+    },
     types::{
-        ConnectHandle,
+        ConnectHandle, Key, Value,
         config::{Config, ServerConfig},
     },
+    util::sha1_hash,
 };
 use rand::Rng;
 use tokio::{
@@ -19,7 +23,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Error, code, without_args};
+use super::{Error, code, keys, without_args};
 
 /// For so long a command is sent, and sent again when its connection is lost; then its visitor gets a
 /// 503. With the last attempt, that is less than what a visitor may wait, see [`crate::error`].
@@ -28,6 +32,12 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// A connection on which Redis has not answered a command by then is given up: half of the patience,
 /// so that another one can still be tried.
 const UNRESPONSIVE: Duration = Duration::from_millis(750);
+
+/// From the first attempt to an answer; one that comes later counts as none. Its visitor has been told so,
+/// see [`crate::error`].
+pub const DEADLINE: Duration = Duration::from_millis(2500);
+
+const _: () = assert!(PATIENCE.as_millis() + UNRESPONSIVE.as_millis() <= DEADLINE.as_millis());
 
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,8 +50,23 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 /// 20 attempts in 3 s to get there.
 const LONGEST_PAUSE_TO_CONNECT: Duration = Duration::from_millis(800);
 
-/// The key of what no session has: its id would be empty.
-const NO_SESSION: &str = "v:{}";
+/// A script that Redis runs.
+#[derive(Debug)]
+pub struct Script {
+    text: &'static str,
+    /// The name by which Redis knows it, once it was sent in full.
+    name: Str,
+}
+
+impl Script {
+    /// The script of this text.
+    pub fn new(text: &'static str) -> Self {
+        Self {
+            text,
+            name: sha1_hash(text).into(),
+        }
+    }
+}
 
 /// A connection to Redis that is renewed for ever. A clone is another handle on the same one.
 #[derive(Clone, Debug)]
@@ -85,16 +110,17 @@ impl Connection {
         }
     }
 
-    /// Has Redis answer a command that may be sent more than once.
+    /// Has Redis answer a command that may be sent more than once, and was first to be sent at `begin`.
     ///
     /// # Errors
     /// If Redis refuses, at once. If there is no answer for [`PATIENCE`], over as many connections as
-    /// were made in that time.
+    /// were made in that time. If this instance was frozen, and the answer is older than [`DEADLINE`].
     pub async fn ask<T, E: Into<Error>, F: Future<Output = Result<T, E>>>(
         &self,
+        begin: Instant,
         mut command: impl FnMut(Client) -> F,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = begin + PATIENCE;
         let (mut pause, mut last) = (SHORTEST_PAUSE, Error::Unanswered);
         loop {
             // Waiting here, where it ends with its visitor: fred would queue what it cannot send,
@@ -127,10 +153,39 @@ impl Connection {
                     Error::Refused(reason)
                 }
                 Err(Error::Unanswered) => Error::Unanswered,
+                // What Redis was to keep alive from `begin` on would end too early, counted from now.
+                Ok(_) if begin.elapsed() > DEADLINE => return Err(Error::Unanswered),
                 answer => return answer,
             };
             sleep(pause).await;
             pause = LONGEST_PAUSE.min(2 * pause);
+        }
+    }
+
+    /// Has Redis run a script in the same way, with these keys and arguments.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`] has them.
+    pub async fn run<T: FromValue>(
+        &self,
+        begin: Instant,
+        script: &Script,
+        arguments: impl Fn() -> (Vec<Key>, Vec<Value>),
+    ) -> Result<T, Error> {
+        let by_name = |redis: Client| {
+            let (keys, arguments) = arguments();
+            async move { redis.evalsha(script.name.clone(), keys, arguments).await }
+        };
+        // Redis keeps a script that it is sent.
+        let in_full = |redis: Client| {
+            let (keys, arguments) = arguments();
+            async move { redis.eval(script.text, keys, arguments).await }
+        };
+        match self.ask(begin, by_name).await {
+            Err(Error::Refused(reason)) if code(&reason) == "NOSCRIPT" => {
+                self.ask(begin, in_full).await
+            }
+            answer => answer,
         }
     }
 
@@ -249,7 +304,7 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
     // A write, of nothing: neither a replica nor a server that is loading its data will do, and fred
     // takes a connection that is closed at once for a good one.
     let checked = tokio::select! {
-        checked = client.del::<(), _>(NO_SESSION) => checked,
+        checked = client.del::<(), _>(keys::NO_SESSION) => checked,
         end = &mut connection => Err(RedisError::new(ErrorKind::IO, why(end))),
         () = sleep(CONNECT_TIMEOUT) => Err(RedisError::new(ErrorKind::Timeout, "no answer")),
     };

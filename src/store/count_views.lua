@@ -1,52 +1,138 @@
--- Counts views and renews their sessions: once, however often and however late the call arrives.
--- KEYS: where the last call is kept; for each view, its session's record and its views, a hash
--- path -> count. ARGV: the number of the call, seconds to live; for each view, its path.
--- Returns what is kept, a line each: the number, then for each view its count, 0 if the session is
--- over (nothing is counted then), or the error that this view met.
-local kept = redis.call('GET', KEYS[1])
-if kept and tonumber(string.match(kept, '^%d+')) >= tonumber(ARGV[1]) then
-  return kept
+-- Counts a batch of views and renews their sessions: each view once, however often and however late the call arrives.
+--
+-- KEYS: the lane's last reply; then for each view its session's record and its session's views (path -> count).
+-- ARGV: the call's number; ms that a renewed record lives; ms by which views end before their record; seconds that a
+-- reply is kept; the name of the first view's path in a record; then for each view its path, and '1' to renew its
+-- session, else ''.
+--
+-- Returns the reply, a line each: the call's number; then for each view its count, 0 if its session is over (nothing
+-- is counted then), or '-' and the error that kept it from being counted.
+local number, record_life, margin, kept_for, first_view = unpack(ARGV, 1, 5)
+local last = #ARGV / 2 - 2.5
+local lines = { number }
+-- By view: whether it was counted; true or the ms that its session's views are to live, if it began them.
+local counted, begun = {}, {}
+local has_news = false
+
+-- An error's text, in one line. Redis before 7 says first where in the script it stands.
+local function text(err)
+  local line = string.gsub(err, '[\r\n]+', ' ')
+  return string.match(line, '^@user_script: %d+: %-?(.*)') or line
 end
 
-local call = redis.call
--- As a time, in text: EXPIRE would have Redis work that out for its replicas with each call, which is
--- a fifth of all that a view costs it.
-local time = call('TIME')
-local record_end = (time[1] + ARGV[2]) * 1000 + math.floor(time[2] / 1000)
--- The record alone ends the session: it may be saved, and renewed by another clock, after the view.
-local views_end = string.format('%.0f', record_end + 60000)
-record_end = string.format('%.0f', record_end)
+-- redis.call, with errors as plain text.
+local function call(...)
+  local answer = redis.pcall(...)
+  if type(answer) == 'table' and answer.err then
+    error(text(answer.err), 0)
+  end
+  return answer
+end
 
-local function count_view(record, views, path)
-  -- First what a full Redis refuses: it refuses no write that follows another.
-  local count = call('HINCRBY', views, path, 1)
-  if call('PEXPIREAT', record, record_end) == 0 then
-    call('DEL', views)
+-- The path of the session's first view, which its record alone has; nil if the session did not begin with a view. The
+-- record is MessagePack, [id, data, expiry]: the data begins at byte 20, after an id of a type that cmsgpack refuses.
+local function first_path(record)
+  local is_read, data = pcall(cmsgpack.unpack, string.sub(record, 20))
+  if not is_read or type(data) ~= 'table' then
+    error("ERR a session's record cannot be unpacked", 0)
+  end
+  return type(data[first_view]) == 'string' and data[first_view] or nil
+end
+
+-- For a path that was counted to 1: this is the session's second view, or its first one of another page, or the
+-- session is over. Gives its count.
+local function count_new_path(view, record, views, path)
+  local data = call('GET', record)
+  if not data then
     return 0
   end
-  call('PEXPIREAT', views, views_end)
-  if count == 1 and call('HLEN', views) == 1 then
-    -- The session's second view: the first one's path is in the record, which is MessagePack of
-    -- [id, data, expiry]. The data begins at byte 20; the id is of a type that cmsgpack cannot read.
-    local data = cmsgpack.unpack(string.sub(call('GET', record), 20))
-    local first = data['1']
-    if first then
-      local first_count = call('HINCRBY', views, first, 1)
-      if first == path then
-        count = first_count
-      end
+  local first = first_path(data)
+  local count = 1
+  if first == path then
+    begun[view] = true
+    count = call('HINCRBY', views, path, 1)
+  elseif first then
+    begun[view] = call('HSETNX', views, first, 1) == 1
+  else
+    begun[view] = call('HLEN', views) == 1
+  end
+  if begun[view] then
+    -- A record with less than the margin has had views, and they have ended.
+    begun[view] = call('PTTL', record) - margin
+    if begun[view] <= 0 then
+      return 0
     end
   end
   return count
 end
 
-local lines = { ARGV[1] }
-for view = 1, #ARGV - 2 do
-  local _, answer = pcall(count_view, KEYS[2 * view], KEYS[2 * view + 1], ARGV[view + 2])
-  -- An error is a table since Redis 7, a string before.
-  lines[view + 1] = type(answer) == 'table' and answer.err or answer
+-- Leaves the session's views as if this view had never come.
+local function undo(view, views, path)
+  if begun[view] then
+    call('DEL', views)
+    begun[view] = nil
+  elseif call('HINCRBY', views, path, -1) == 0 then
+    call('HDEL', views, path)
+  end
 end
-kept = table.concat(lines, '\n')
--- An hour: longer than TCP can deliver a call late.
-call('SET', KEYS[1], kept, 'EX', 3600)
-return kept
+
+for view = 1, last do
+  local views, path = KEYS[2 * view + 1], ARGV[2 * view + 4]
+  -- First of all writes, since a full Redis refuses the first one alone.
+  local count = redis.pcall('HINCRBY', views, path, 1)
+  if type(count) == 'table' then
+    count = '-' .. text(count.err)
+  elseif count == 1 then
+    local is_done, result = pcall(count_new_path, view, KEYS[2 * view], views, path)
+    if not is_done then
+      undo(view, views, path)
+      count = '-' .. result
+    elseif result == 0 then
+      begun[view] = nil
+      call('DEL', KEYS[2 * view], views)
+      count = 0
+    else
+      count = result
+    end
+  end
+  if type(count) == 'number' and count > 0 then
+    counted[view] = true
+    -- Lua's own form of large numbers is not exact.
+    count = count < 1e14 and count or string.format('%.0f', count)
+  end
+  has_news = has_news or count ~= 0
+  lines[view + 1] = count
+end
+
+local reply = table.concat(lines, '\n')
+if not has_news then
+  -- Sessions that are over stay over: such a call may run any number of times.
+  return reply
+end
+
+-- One command keeps this reply and tells which one was kept. If that is this call's, or a newer one's, this call has
+-- come before, or too late: what it has done is undone, within the same atomic step.
+local kept = redis.pcall('SET', KEYS[1], reply, 'EX', kept_for, 'GET')
+local is_kept = type(kept) ~= 'table'
+if not is_kept or kept and (tonumber(string.match(kept, '^%d+')) or 0) >= tonumber(number) then
+  for view = last, 1, -1 do
+    if counted[view] then
+      undo(view, KEYS[2 * view + 1], ARGV[2 * view + 4])
+    end
+  end
+  if not is_kept then
+    return { err = text(kept.err) }
+  end
+  call('SET', KEYS[1], kept, 'EX', kept_for)
+  return kept
+end
+
+for view = 1, last do
+  if counted[view] and ARGV[2 * view + 5] == '1' then
+    call('PEXPIRE', KEYS[2 * view], record_life)
+    call('PEXPIRE', KEYS[2 * view + 1], record_life - margin)
+  elseif begun[view] then
+    call('PEXPIRE', KEYS[2 * view + 1], begun[view])
+  end
+end
+return reply

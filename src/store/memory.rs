@@ -1,6 +1,10 @@
 //! Sessions in this process: for trying the service, and for one that runs alone.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use moka::{policy::EvictionPolicy, sync::Cache};
@@ -11,24 +15,29 @@ use tower_sessions::{
     session_store,
 };
 
-use crate::views::FIRST_VIEW;
+use super::FIRST_VIEW;
 
 /// The bound of the store. With more, the session that was viewed least recently ends early.
 pub const MAX_SESSIONS: u64 = 50_000;
 
 /// The sessions. A clone is another handle on the same ones.
 #[derive(Clone, Debug)]
-pub struct Sessions(Cache<Id, Arc<Mutex<Session>>>);
+pub struct Sessions {
+    cache: Cache<Id, Arc<Mutex<Session>>>,
+    ttl: Duration,
+}
 
 #[derive(Debug)]
 struct Session {
+    /// Of the last view or save.
+    renewed: Instant,
     record: Record,
     /// Path to count. Empty until the session's second view, as in Redis.
     views: HashMap<Box<str>, u64>,
 }
 
 impl Sessions {
-    /// Keeps sessions for `ttl` from each view.
+    /// Keeps sessions for `ttl` from each view or save.
     pub fn new(ttl: Duration) -> Self {
         let cache = Cache::builder()
             .max_capacity(MAX_SESSIONS)
@@ -37,25 +46,30 @@ impl Sessions {
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(ttl)
             .build();
-        Self(cache)
+        Self { cache, ttl }
+    }
+
+    /// Does this to the session if it lives. (The cache keeps it a while longer if it is looked at.)
+    fn with<T>(&self, id: &Id, action: impl FnOnce(&mut Session) -> T) -> Option<T> {
+        let session = self.cache.get(id)?;
+        let mut session = session.lock();
+        (session.renewed.elapsed() < self.ttl).then(|| action(&mut session))
     }
 
     /// See [`super::Store::count_view`].
     pub fn count_view(&self, id: &Id, path: &str) -> Option<u64> {
-        let session = self.0.get(id)?;
-        let session = &mut *session.lock();
-        if session.views.is_empty()
-            && let Some(first) = session
-                .record
-                .data
-                .get(FIRST_VIEW)
-                .and_then(|path| path.as_str())
-        {
-            session.views.insert(first.into(), 1);
-        }
-        let count = session.views.entry(path.into()).or_default();
-        *count += 1;
-        Some(*count)
+        self.with(id, |session| {
+            session.renewed = Instant::now();
+            let first = session.record.data.get(FIRST_VIEW);
+            if session.views.is_empty()
+                && let Some(first) = first.and_then(|path| path.as_str())
+            {
+                session.views.insert(first.into(), 1);
+            }
+            let count = session.views.entry(path.into()).or_default();
+            *count += 1;
+            *count
+        })
     }
 }
 
@@ -65,26 +79,28 @@ impl SessionStore for Sessions {
         // Never an id that a client has offered, whatever the session went through before.
         record.id = Id::default();
         let session = Session {
+            renewed: Instant::now(),
             record: record.clone(),
             views: HashMap::new(),
         };
-        self.0.insert(record.id, Arc::new(Mutex::new(session)));
+        self.cache.insert(record.id, Arc::new(Mutex::new(session)));
         Ok(())
     }
 
     async fn save(&self, record: &Record) -> session_store::Result<()> {
-        if let Some(session) = self.0.get(&record.id) {
-            session.lock().record = record.clone();
-        }
+        self.with(&record.id, |session| {
+            session.renewed = Instant::now();
+            session.record = record.clone();
+        });
         Ok(())
     }
 
     async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        Ok(self.0.get(id).map(|session| session.lock().record.clone()))
+        Ok(self.with(id, |session| session.record.clone()))
     }
 
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        self.0.invalidate(id);
+        self.cache.invalidate(id);
         Ok(())
     }
 }

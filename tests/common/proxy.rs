@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,6 +32,8 @@ struct Trouble {
     delay: Mutex<Duration>,
     /// What happens to the next call of the script.
     mishap: Mutex<Option<Mishap>>,
+    /// While it is true, every call of the script is lost.
+    loses_calls: AtomicBool,
     /// The last call of the script.
     last_call: Mutex<Vec<u8>>,
     /// While it is true, answers are kept back.
@@ -113,6 +115,11 @@ impl Proxy {
         *self.trouble.mishap.lock().unwrap() = Some(Mishap::LosesCall);
     }
 
+    /// Loses all calls of the script from now on, or none.
+    pub fn keep_losing_calls(&self, loses: bool) {
+        self.trouble.loses_calls.store(loses, Relaxed);
+    }
+
     /// Has Redis run the next call of the script, and cuts its connection instead of the answer.
     pub fn lose_answer(&self) {
         *self.trouble.mishap.lock().unwrap() = Some(Mishap::LosesAnswer);
@@ -159,6 +166,9 @@ async fn pass_on(client: TcpStream, trouble: Arc<Trouble>) {
             }
             if request.windows(4).any(|word| word == b"EVAL") {
                 *trouble.last_call.lock().unwrap() = request.to_vec();
+                if trouble.loses_calls.load(Relaxed) {
+                    return;
+                }
                 match trouble.mishap.lock().unwrap().take() {
                     Some(Mishap::LosesCall) => return,
                     Some(Mishap::LosesAnswer) => drop(loses_answer.send_replace(true)),

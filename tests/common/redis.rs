@@ -1,6 +1,7 @@
 //! A `redis-server` of the test's own.
 
 use std::{
+    env,
     io::{BufRead, BufReader},
     process::{ChildStdout, Command, Stdio},
     thread,
@@ -11,6 +12,11 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Process, eventually, free_port};
+
+/// The server's program: `REDIS_SERVER`, or Redis as it is installed.
+fn server_program() -> String {
+    env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
 
 /// A `redis-server` of the test's own, without persistence.
 pub struct Redis {
@@ -39,7 +45,7 @@ impl Redis {
     /// ready yet.
     pub fn restart_with(self, options: &[&str]) -> Self {
         drop(self.process);
-        let mut server = Command::new("redis-server");
+        let mut server = Command::new(server_program());
         server
             .args([
                 "--port",
@@ -78,7 +84,7 @@ impl Redis {
     /// None if it ends before.
     pub fn launch(port: u16, directory: TempDir, arguments: &[&str], ready: &str) -> Option<Self> {
         let mut process = Process::spawn(
-            Command::new("redis-server")
+            Command::new(server_program())
                 .args(arguments)
                 .current_dir(directory.path())
                 .stdout(Stdio::piped()),
@@ -167,6 +173,37 @@ impl Redis {
             () = end => {}
         }
         cuts
+    }
+
+    /// How many commands were executed since the last call, those inside scripts among them, but not
+    /// those of the tests.
+    pub fn executed(&self) -> u64 {
+        let stats = self.cli(&["INFO", "commandstats"]);
+        self.order(&["CONFIG", "RESETSTAT"]);
+        let calls = stats.lines().filter_map(|line| {
+            // cmdstat_get:calls=1,usec=…
+            let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            let is_ours = ["info", "config", "hello", "client", "keys", "ping"];
+            let command = command.split('|').next()?;
+            let calls: u64 = figures.split(',').next()?.parse().ok()?;
+            (!is_ours.contains(&command)).then_some(calls)
+        });
+        calls.sum()
+    }
+
+    /// Milliseconds that a key has to live; negative if it is gone, or lives for ever.
+    pub fn left(&self, key: &str) -> i64 {
+        self.cli(&["PTTL", key]).parse().unwrap()
+    }
+
+    /// Has Redis run the script that counts, with these keys and arguments, after some Lua of the test's.
+    pub fn count_views(&self, before: &str, keys: &[&str], arguments: &[&str]) -> String {
+        let script = format!(
+            "{before}\n{}",
+            include_str!("../../src/store/count_views.lua")
+        );
+        let number = keys.len().to_string();
+        self.cli(&[&["EVAL", &script, &number], keys, arguments].concat())
     }
 
     /// The keys of sessions.

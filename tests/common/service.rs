@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PATIENCE, Process, Redis, signal};
+use super::{PATIENCE, Process, Redis, Visitor, eventually, signal};
 
 /// The program, as its user starts it.
 pub struct Service {
@@ -104,6 +104,15 @@ impl Service {
     /// Starts the program on this Redis.
     pub fn on(redis: &Redis) -> Self {
         Self::start([("REDIS_URL", redis.url().as_str())])
+    }
+
+    /// Waits until the store answers.
+    pub async fn ready(&self) {
+        eventually("a store that answers", async || {
+            let answer = Visitor::new().view(self, "/health/ready").await;
+            (answer.status == 200).then_some(())
+        })
+        .await;
     }
 
     /// What the program has said so far.

@@ -1,0 +1,103 @@
+//! The keys in Redis, and what is under each.
+//!
+//! | key | type | |
+//! |---|---|---|
+//! | `<id>` | string | a session's record: MessagePack of `[id, data, expiry]`, as tower-sessions-redis-store has it |
+//! | `v:{<id>}` | hash | its views, path to count, from its second view on; ends with the record, a moment before it |
+//! | `calls:<instance>` | string | the reply to the last call of an instance |
+//! | `calls:<instance>:{<tag>}` | string | the same in a Cluster: of the last call for the slot of this tag |
+
+use std::fmt::Write;
+
+use fred::{bytes::BytesMut, types::Key, util::redis_keyslot};
+use tower_sessions::session::Id;
+
+/// A key that no session has, since its id would be empty.
+pub const NO_SESSION: &str = "v:{}";
+
+/// How many slots a Cluster has.
+const SLOTS: usize = 16384;
+
+/// The keys of sessions: for each its record, then its views.
+pub fn of_sessions<'a>(ids: impl ExactSizeIterator<Item = &'a Id>) -> impl Iterator<Item = Key> {
+    // One buffer for all of them.
+    let mut names = BytesMut::with_capacity(ids.len() * "v:{0123456789012345678901}".len());
+    ids.flat_map(move |id| {
+        // The braces put the views into the record's slot.
+        let _ = write!(names, "v:{{{id}}}");
+        let views = names.split().freeze();
+        let record = views.slice(3..views.len() - 1);
+        [record, views].map(Key::from)
+    })
+}
+
+/// The slot of a session's keys, in a Cluster.
+pub fn slot(id: &Id) -> u16 {
+    redis_keyslot(id.to_string().as_bytes())
+}
+
+/// The keys of one instance's replies.
+#[derive(Debug)]
+pub struct ReplyKeys {
+    /// Random, so that no two instances share a key.
+    name: String,
+    /// For each slot a tag that is in it. Empty without a Cluster.
+    tags: Vec<u32>,
+}
+
+impl ReplyKeys {
+    /// Keys that no other instance has.
+    pub fn new(is_clustered: bool) -> Self {
+        Self {
+            name: format!("calls:{}", Id::default()),
+            tags: if is_clustered { tags() } else { Vec::new() },
+        }
+    }
+
+    /// The key of the reply to the last call; in a Cluster, of that for this slot.
+    pub fn key(&self, slot: Option<u16>) -> Key {
+        match slot {
+            None => self.name.as_str().into(),
+            Some(slot) => format!("{}:{{{}}}", self.name, self.tags[usize::from(slot)]).into(),
+        }
+    }
+}
+
+/// For each slot the smallest number whose decimal form is in it.
+fn tags() -> Vec<u32> {
+    let mut tags = vec![None; SLOTS];
+    let mut missing = SLOTS;
+    for number in 0.. {
+        let tag = &mut tags[usize::from(redis_keyslot(number.to_string().as_bytes()))];
+        if tag.is_none() {
+            *tag = Some(number);
+            missing -= 1;
+        }
+        if missing == 0 {
+            break;
+        }
+    }
+    tags.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_has_all_its_keys_in_one_slot() {
+        let id = Id::default();
+        let keys: Vec<_> = of_sessions([&id].into_iter()).collect();
+        let names: Vec<_> = keys.iter().map(|key| key.as_str().unwrap()).collect();
+        assert_eq!(names, [id.to_string(), format!("v:{{{id}}}")]);
+        assert!(keys.iter().all(|key| key.cluster_hash() == slot(&id)));
+    }
+
+    #[test]
+    fn each_slot_has_a_reply_key_of_its_own() {
+        let keys = ReplyKeys::new(true);
+        for slot in 0..SLOTS as u16 {
+            assert_eq!(keys.key(Some(slot)).cluster_hash(), slot);
+        }
+    }
+}
