@@ -1,4 +1,4 @@
-//! Every setting, from the environment or from the flag of the same name.
+//! Every setting: an environment variable, or a flag of the same name.
 
 use std::{ffi::OsString, time::Duration};
 
@@ -11,7 +11,7 @@ use cookie::Key;
 use fred::{error::ErrorKind as RedisErrorKind, types::config::Config as RedisConfig};
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 
-/// The schemes of `REDIS_URL`: one server, a Cluster, Sentinel; the second of each pair by TLS.
+/// The schemes of `REDIS_URL`: a single server, a Cluster, Sentinel. The second of each pair uses TLS.
 const REDIS_SCHEMES: [&str; 6] = [
     "redis",
     "rediss",
@@ -21,34 +21,33 @@ const REDIS_SCHEMES: [&str; 6] = [
     "rediss-sentinel",
 ];
 
-/// A shorter secret could be guessed; 32 bytes is also what the key derivation asks for.
+/// A shorter secret could be guessed, and the key derivation demands 32 bytes.
 const SECRET_MIN_CHARS: usize = 32;
 
-/// What `RUST_LOG` is added to. The session library warns of every unknown or malformed id a
-/// visitor sends, and reports a failed save that [`crate::store::Store`] has already reported.
+/// The filter that `RUST_LOG` is appended to. tower-sessions warns of every malformed id that a client sends, and
+/// logs a failed save that [`crate::store::Store`] has logged already.
 const QUIET: &str = "tower_sessions=off,tower_sessions_core=off";
 
 /// Counts page views per visitor, exactly, in sessions kept in Redis.
 ///
-/// Every setting is an environment variable and a flag; keep secrets in the environment, since
-/// other users of the machine can read a process's flags.
+/// Every setting is an environment variable and a flag. Keep secrets in the environment: other users of the machine
+/// can read a process's flags.
 #[derive(Clone, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Port to listen on, on all IPv4 interfaces: 0 to 65535; 0 takes a free one, and the log says which
+    /// Port to listen on, on all IPv4 interfaces: 0 to 65535; 0 takes a free port, which the log names
     #[arg(long, env = "PORT", default_value = "8080", value_parser = setting(port))]
     pub port: u16,
 
-    /// Redis to keep sessions in, `redis://[user:password@]host[:port][/database]`, or with
-    /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://;
-    /// `?node=host:port` adds a node, `?sentinelServiceName=name` names Sentinel's service, and
-    /// `sentinelUsername`, `sentinelPassword` are for the Sentinels themselves; without it, sessions
-    /// live and end with this process
+    /// Redis that keeps the sessions: `redis://[user:password@]host[:port][/database]`, or with rediss:// (TLS),
+    /// redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://; `?node=host:port` adds a node,
+    /// `?sentinelServiceName=name` names Sentinel's service, and `sentinelUsername` and `sentinelPassword` are the
+    /// credentials for the Sentinels themselves; without REDIS_URL, sessions live in this process and end with it
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 
-    /// Seconds, 1 to 4294967295: a session lives at least SESSION_TTL after its last view or save, and at
-    /// most a 24th of SESSION_TTL and 5 seconds longer
+    /// Seconds, 1 to 4294967295: a session lives at least SESSION_TTL after its last view or save, and at most a 24th
+    /// of SESSION_TTL and 5 seconds longer
     #[arg(long, env = "SESSION_TTL", default_value = "86400", value_parser = setting(session_ttl))]
     pub session_ttl: Duration,
 
@@ -56,7 +55,7 @@ pub struct Config {
     #[arg(long, env = "SESSION_SECRET", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret: Option<Key>,
 
-    /// What to log: off, error, warn, info, debug or trace; or TARGET=LEVEL,...
+    /// Log level: off, error, warn, info, debug or trace; or TARGET=LEVEL,...
     #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = setting(rust_log))]
     pub rust_log: Targets,
 
@@ -64,21 +63,21 @@ pub struct Config {
     #[arg(long, env = "K_SERVICE", hide = true)]
     k_service: Option<OsString>,
 
-    /// Set by Cloud Run: which of the service's revisions this is an instance of.
+    /// Set by Cloud Run: the revision of the service that this instance belongs to.
     #[arg(long, env = "K_REVISION", hide = true, value_parser = setting(name))]
     pub k_revision: Option<String>,
 
-    /// The project whose traces the log lines on Cloud Run belong to.
+    /// The Google Cloud project that the traces belong to.
     #[arg(long, env = "GOOGLE_CLOUD_PROJECT", hide = true, value_parser = setting(name))]
     pub google_cloud_project: Option<String>,
 }
 
 impl Config {
-    /// Reads the settings of this process. `--help` and `--version` print and end it.
+    /// Reads the settings of this process. `--help` and `--version` print and exit.
     ///
     /// # Errors
-    /// One line that names the setting, what was wrong with it and what is allowed. It never holds
-    /// a value, which may be a secret.
+    /// One line that names the setting, what is wrong with it and what is allowed. It never contains a value, which may
+    /// be a secret.
     pub fn read() -> Result<Self, String> {
         let config = Self::try_parse().map_err(explain)?;
         if config.on_cloud_run() && config.redis_url.is_none() {
@@ -90,13 +89,13 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether the platform is Cloud Run: visitors then come by HTTPS, and logs are for machines.
+    /// Whether the platform is Cloud Run: then clients use HTTPS, and logs are JSON.
     pub fn on_cloud_run(&self) -> bool {
         self.k_service.is_some()
     }
 }
 
-/// A parser whose errors name no value, also not one that is no UTF-8.
+/// A parser whose errors contain no value, even if that is not UTF-8.
 fn setting<T: Clone + Send + Sync + 'static>(
     parse: fn(&str) -> Result<T, String>,
 ) -> impl TypedValueParser<Value = T> {
@@ -170,7 +169,7 @@ fn session_secret(value: &str) -> Result<Key, String> {
 }
 
 fn rust_log(value: &str) -> Result<Targets, String> {
-    // The filter itself would take a misspelt level for a target, and log nothing.
+    // The filter would take a misspelt level for a target, and log nothing.
     let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
     let filter = if value.is_empty() || !value.split(',').all(is_directive) {
         Err("it names no level".to_owned())
@@ -190,7 +189,7 @@ fn name(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// Clap's report in one line. Clap shows the value that was wrong, hence our own words.
+/// Clap's error in one line. Clap's own text shows the wrong value.
 fn explain(error: clap::Error) -> String {
     let argument = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(argument)) => argument.as_str(),
@@ -199,7 +198,7 @@ fn explain(error: clap::Error) -> String {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
         ErrorKind::ValueValidation => {
-            // Clap names it `--redis-url <REDIS_URL>`.
+            // Clap writes `--redis-url <REDIS_URL>`.
             let setting = argument
                 .split(['<', '>'])
                 .nth(1)
@@ -209,7 +208,7 @@ fn explain(error: clap::Error) -> String {
             format!("{setting} {}", problem.unwrap_or_default())
         }
         ErrorKind::UnknownArgument => {
-            // Whatever it is, it may be a secret that went astray.
+            // The argument may be a misplaced secret.
             "an argument is unknown; allowed: what --help lists".to_owned()
         }
         _ => {

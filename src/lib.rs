@@ -1,30 +1,45 @@
-//! Page views per visitor, counted exactly, in sessions kept in Redis: a web service for Cloud Run
-//! and every other place that runs containers.
+//! Counts page views per visitor, exactly, in sessions kept in Redis: a web service for Cloud Run and every other
+//! place that runs containers.
 //!
 //! # Layout
-//! A request flows one way: router → session layer → `count_views` → page.
+//! [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]. No import runs the other way. In the order
+//! in which to read them:
 //!
-//! - [`config`]: every setting, one struct, from the environment.
-//! - [`app`]: what is done with each request, and every route of the service, on one screen.
-//! - [`session`]: the session layer, its cookie.
-//! - [`views`]: the middleware that counts a view, and the count that a page reads.
-//! - [`pages`]: the sentence, as text or as a page.
-//! - [`store`]: where sessions and their views live, Redis or this process; time to live.
-//! - [`error`]: what a visitor is told when something is wrong.
-//! - [`health`]: whether the process serves, whether its store answers.
-//! - [`server`]: listener, HTTP timeouts, graceful shutdown.
-//! - [`telemetry`]: logs, readable on a terminal, Cloud Logging's JSON on Cloud Run.
+//! 1. `main.rs`: the program, from its settings to its end.
+//! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
+//!    - [`web::session`], the session layer, which reads the cookie,
+//!    - [`web::views`], the middleware that counts the view, and
+//!    - [`web::pages`], the handlers; [`web::page`] renders what they say.
+//! 3. [`store`]: sessions and their views, wherever they live.
+//!    - `store/redis.rs` and `store/memory.rs`: in Redis, and in this process.
+//!    - [`store::committer`]: counting in Redis, and why each view is counted once; `count_views.lua` is its other
+//!      half, `pacing.rs` decides how many views share a call.
+//!    - [`store::lifetime`]: how long a session lives, and why most views need not renew it.
+//!    - `store/connection.rs`: connecting; `store/retry.rs`: sending again, and until when; `store/keys.rs`: the keys in Redis;
+//!      `store/error.rs`: reading the error texts of Redis and fred.
+//! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, timeouts and shutdown, for any
+//!    service; [`web::health`], [`config`] and [`telemetry`].
+//!
+//! # Rules
+//! - Nothing outside `store/` reads or writes a count, and inside it only `count_views.lua` does so in Redis.
+//! - Only `store/keys.rs` knows the names of keys. Only `store/error.rs` reads texts of errors.
+//! - Nothing in `store/` knows HTTP.
+//! - Every time to live and window comes from `store/lifetime.rs`, also those in the scripts.
+//!
+//! # Words
+//! - *Visitor*: somebody with a browser. *Client*: what they connect with.
+//! - *View*: a `GET` of a counted page by a visitor. *Count*: the number of a session's views of one path.
+//! - *Session*: a *record*, which is tower-sessions' data, and its *views*, the counts beside it.
+//! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
+//! - *Batch*: the views in one call. *Call*: one numbered run of `count_views.lua`. *Attempt*: one sending of a
+//!   call. *Lane*: the calls that follow each other under one key.
+//! - *Connection*: what reconnects to Redis for ever. *Link*: one connected client of it.
+//! - *Renew*: give a session's keys their full time to live. *Window*: how long that need not be done again.
 
-pub mod app;
 pub mod config;
-pub mod error;
-pub mod health;
-pub mod pages;
-pub mod server;
-pub mod session;
 pub mod store;
 pub mod telemetry;
-pub mod views;
+pub mod web;
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -1,8 +1,13 @@
-//! The start: settings, logs, store, serve, drain on SIGTERM.
+//! The program: reads the settings, opens the store, and serves until SIGTERM.
 
 use std::process::ExitCode;
 
-use cloud_run_sessions::{app, config::Config, server, store::Store, telemetry};
+use cloud_run_sessions::{
+    config::Config,
+    store::Store,
+    telemetry,
+    web::{app, server},
+};
 use tokio::runtime;
 use tracing::info;
 
@@ -25,14 +30,14 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: &Config) -> Result<(), String> {
-    // One thread: an instance has one core or a share of one, and this runtime was measured 15 to
-    // 20 % faster there than the one with several threads.
+    // An instance has one core or a share of one. There, this runtime was measured to be 15 to 20 % faster than the
+    // one with several threads.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("the runtime cannot start: {error}"))?;
     let result = runtime.block_on(run(config));
-    // A host name may still be looked up, on a thread that would be waited for.
+    // Dropping the runtime would wait for a thread that may still be resolving a host name.
     runtime.shutdown_background();
     result
 }
@@ -42,13 +47,13 @@ async fn run(config: &Config) -> Result<(), String> {
         .map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
     let listener = server::listen(config.port)
         .map_err(|error| format!("PORT {} cannot be listened on: {error}", config.port))?;
-    // Its connection ends with the process: what was to be saved was saved before it was answered.
     let store = Store::open(config);
+    let service = app::service(app::router(&store, config));
     if let Ok(address) = listener.local_addr() {
         info!("listening on http://{address}");
     }
     tokio::select! {
-        () = server::serve(listener, app::router(&store, config), shutdown) => {
+        () = server::serve(listener, service, shutdown) => {
             info!("stopped");
             Ok(())
         }

@@ -1,14 +1,21 @@
-//! Where sessions and their views live, and for how long.
+//! Sessions and their views, wherever they live: in Redis, or in this process.
 
-mod committer;
+pub mod committer;
 mod connection;
+mod error;
 mod keys;
-mod lifetime;
+pub mod lifetime;
 mod memory;
+mod pacing;
 mod redis;
+mod retry;
+pub mod script;
+
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
-use tokio::time::error::Elapsed;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tower_sessions::{
     SessionStore,
     session::{Id, Record},
@@ -16,104 +23,34 @@ use tower_sessions::{
 };
 use tracing::info;
 
-use crate::{config::Config, telemetry};
+use crate::config::Config;
 use connection::Connection;
+pub use error::Error;
 
-/// The key of the session's record that holds the path of the session's first view.
+/// A store answers or fails within this time. A request is answered 503 after it.
+pub const DEADLINE: Duration = Duration::from_millis(2500);
+
+/// What the session's record keeps for us: the path of the session's first view.
 ///
-/// A new visitor's first view is number 1 without asking, so it is written with the record that the
-/// session layer saves anyway, in one command. The counters beside the record begin with the second
-/// view.
-pub(crate) const FIRST_VIEW: &str = "1";
+/// A new visitor's first view has number 1, so nothing needs to be counted. Its path is part of the record that
+/// the session layer saves anyway, in one command. The counts beside the record begin with the second view.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct FirstView(pub String);
 
-/// Why the store failed.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Error {
-    /// Redis cannot be reached or does not answer. What was asked of it may have been done.
-    #[error("Redis does not answer")]
-    Unanswered,
-    /// Redis answers with an error, this one, without what was asked of it. It has done nothing.
-    #[error("Redis refuses: {0}")]
-    Refused(String),
-    /// As many views wait for their answers as may. Nothing was done.
-    #[error("too many views wait for Redis")]
-    Full,
-}
+impl FirstView {
+    /// Its key in the record's data. Short, since every record in Redis has it.
+    pub const KEY: &str = "1";
 
-impl Error {
-    /// The error that fred shows as `text`, which is KIND: DETAILS. Redis's own begin with a code in
-    /// capitals, ERR or another; all others are fred's, which has no answer then. (Its kinds do not
-    /// tell: that it has dropped a command is as unknown to it as most of what Redis says.)
-    fn of(text: &str) -> Self {
-        let details = text.split_once(": ").map_or(text, |(_, details)| details);
-        if code(details)
-            .bytes()
-            .all(|letter| letter.is_ascii_uppercase())
-        {
-            Self::Refused(without_args(details).to_owned())
-        } else {
-            Self::Unanswered
-        }
-    }
-
-    /// Says so in the log. That Redis does not answer is said by its connection.
-    fn report(&self) {
-        let kind = match self {
-            Self::Unanswered => return,
-            Self::Refused(reason) => code(reason),
-            Self::Full => "full",
-        };
-        telemetry::warn_of(
-            kind,
-            format_args!("sessions are out of reach, their visitors get a 503: {self}"),
-        );
-    }
-}
-
-/// ERR, OOM, WRONGTYPE, …
-fn code(answer: &str) -> &str {
-    answer.split(' ').next().unwrap_or_default()
-}
-
-/// Redis answers a command that it does not know, or no longer, by repeating it: with the session's id
-/// or the password.
-fn without_args(answer: &str) -> &str {
-    answer.split(", with args").next().unwrap_or_default()
-}
-
-impl From<Elapsed> for Error {
-    fn from(_: Elapsed) -> Self {
-        Self::Unanswered
-    }
-}
-
-impl From<fred::error::Error> for Error {
-    fn from(error: fred::error::Error) -> Self {
-        Self::of(&error.to_string())
-    }
-}
-
-impl From<session_store::Error> for Error {
-    fn from(error: session_store::Error) -> Self {
-        match error {
-            session_store::Error::Backend(text) => Self::of(&text),
-            // Without its words, which may hold the session's data.
-            _ => Self::Refused("ERR a session's record is not what it should be".to_owned()),
-        }
-    }
-}
-
-impl From<Error> for session_store::Error {
-    fn from(error: Error) -> Self {
-        Self::Backend(error.to_string())
+    /// The one of this session; none if the session did not begin with a view.
+    fn of(data: &HashMap<String, Value>) -> Option<Self> {
+        Self::deserialize(data.get(Self::KEY)?).ok()
     }
 }
 
 /// The sessions and their views. A clone is another handle on the same store.
 ///
-/// A session lives at least [`Config::session_ttl`] after its last view or save, and a 24th of that and
-/// some seconds longer at most. Failures are reported in the log, where
-/// they happen.
+/// A session lives at least [`Config::session_ttl`] after its last view or save, and at most a 24th of that and 5
+/// seconds longer. The store logs its failures itself.
 #[derive(Clone, Debug)]
 pub struct Store(Backend);
 
@@ -124,15 +61,14 @@ enum Backend {
 }
 
 impl Store {
-    /// The store that the settings ask for. Redis need not be there yet: connecting goes on in the
-    /// background, for ever.
+    /// The store that the settings name. Redis need not be there yet: connecting goes on in the background.
     pub fn open(config: &Config) -> Self {
         let ttl = config.session_ttl;
         let backend = match &config.redis_url {
             Some(redis) => Backend::Redis(redis::Sessions::new(Connection::open(redis), ttl)),
             None => {
                 info!(
-                    "no REDIS_URL: sessions live and end with this process, the {} last viewed at most",
+                    "no REDIS_URL: sessions live in this process and end with it; it keeps the {} that were viewed last",
                     memory::MAX_SESSIONS
                 );
                 Backend::Memory(memory::Sessions::new(ttl))
@@ -141,12 +77,12 @@ impl Store {
         Self(backend)
     }
 
-    /// Counts a view of `path` in the session and renews the session. Gives the views so far, this
-    /// one among them; none if the session is over.
+    /// Counts a view of `path` in the session, and renews the session. Gives the number of its views so far,
+    /// including this one; none if the session is over.
     ///
     /// # Errors
-    /// If the store does not answer or refuses. The view may have been counted all the same if it
-    /// does not answer; no other was touched.
+    /// If the store does not answer or refuses. After [`Error::Unanswered`] the view may have been counted;
+    /// after any other error it was not. No other view is affected.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
         match &self.0 {
             Backend::Redis(sessions) => sessions.count_view(id, path).await,
@@ -154,10 +90,10 @@ impl Store {
         }
     }
 
-    /// Asks the store for a sign of life.
+    /// Checks that the store answers.
     ///
     /// # Errors
-    /// If there is none.
+    /// If it does not.
     pub async fn ping(&self) -> Result<(), Error> {
         match &self.0 {
             Backend::Redis(sessions) => sessions.ping().await,
@@ -165,7 +101,7 @@ impl Store {
         }
     }
 
-    /// Resolves if the store's own settings are wrong, with the reason: an outage is none.
+    /// Resolves with the reason if Redis rejects the settings. An outage is no reason.
     pub async fn rejected(&self) -> String {
         match &self.0 {
             Backend::Redis(sessions) => sessions.rejected().await,

@@ -9,7 +9,8 @@ use std::{
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 use tracing::{
     Event, Level, Subscriber, debug,
     field::{Field, Visit},
@@ -31,7 +32,7 @@ use crate::config::Config;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Sends what this process says to standard output, from now on.
+/// Logs to standard output from now on.
 pub fn init(config: &Config) {
     let filter = config.rust_log.clone();
     let lines = tracing_subscriber::fmt::layer();
@@ -49,27 +50,26 @@ pub fn init(config: &Config) {
     }
 }
 
-/// Warns of what meets each visitor while it lasts: of its kind once a minute; the others are for
-/// debugging.
-pub fn warn_of(kind: &str, problem: fmt::Arguments<'_>) {
-    static SAID: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
+/// Warns at most once a minute per kind of problem; repeats go to debug.
+pub fn warn_once_a_minute(kind: &str, problem: fmt::Arguments<'_>) {
+    static LOGGED: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
     let now = Instant::now();
-    let mut said = SAID.lock();
-    if said.get(kind).is_some_and(|at| now - *at < MINUTE) {
+    let mut logged = LOGGED.lock();
+    if logged.get(kind).is_some_and(|at| now - *at < MINUTE) {
         debug!("{problem}");
     } else {
-        said.insert(kind.to_owned(), now);
+        logged.insert(kind.to_owned(), now);
         warn!("{problem}");
     }
 }
 
 tokio::task_local! {
-    /// The trace of the request at hand.
+    /// The trace of the current request.
     static TRACE: Trace;
 }
 
-/// The headers that name a request's trace, unread: only a line for Cloud Logging needs them, and a
-/// span for each request would cost more than all else that is logged.
+/// The headers that name a request's trace. They are only parsed for a log entry on Cloud Run: a span for each
+/// request would cost more than all other logging.
 pub struct Trace([Option<HeaderValue>; 2]);
 
 /// W3C's, and Google's own.
@@ -79,18 +79,18 @@ const TRACE_HEADERS: [HeaderName; 2] = [
 ];
 
 impl Trace {
-    /// The one that these headers name.
+    /// The trace that these headers name.
     pub fn of(headers: &HeaderMap) -> Self {
         Self(TRACE_HEADERS.map(|name| headers.get(name).cloned()))
     }
 
-    /// Has what `answer` logs name this trace.
-    pub fn scope<F: Future>(self, answer: F) -> impl Future<Output = F::Output> {
-        TRACE.scope(self, answer)
+    /// Log entries of this future name this trace.
+    pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        TRACE.scope(self, future)
     }
 
-    /// The trace that one of the headers names: `00-TRACE-SPAN-FLAGS` in W3C's `traceparent`,
-    /// `TRACE/SPAN;OPTIONS` in Google's `X-Cloud-Trace-Context`, TRACE being 32 hexadecimal digits.
+    /// The trace's id, 32 hexadecimal digits: TRACE of `00-TRACE-SPAN-FLAGS` in W3C's `traceparent`, or of
+    /// `TRACE/SPAN;OPTIONS` in Google's `X-Cloud-Trace-Context`.
     fn id(&self) -> Option<&str> {
         let [parent, cloud] = self
             .0
@@ -105,12 +105,32 @@ impl Trace {
     }
 }
 
-/// One JSON object a line, in the fields that Cloud Logging knows:
-/// <https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields>.
+/// Formats log entries as Cloud Logging reads them: one JSON object per line.
 struct CloudLogging {
-    /// Without it, a trace cannot be named.
+    /// Without a project, a trace cannot be named.
     project: Option<String>,
 }
+
+/// A log entry. The names of its fields are Cloud Logging's:
+/// <https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields>.
+#[derive(Serialize)]
+struct LogEntry {
+    severity: &'static str,
+    /// RFC 3339, in UTC.
+    time: String,
+    #[serde(
+        rename = "logging.googleapis.com/trace",
+        skip_serializing_if = "Option::is_none"
+    )]
+    trace: Option<String>,
+    /// The event's own fields, `message` among them.
+    #[serde(flatten)]
+    fields: Fields,
+}
+
+#[derive(Default, Serialize)]
+#[serde(transparent)]
+struct Fields(BTreeMap<&'static str, Value>);
 
 impl<S, N> FormatEvent<S, N> for CloudLogging
 where
@@ -123,60 +143,49 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut entry = Entry::default();
-        event.record(&mut entry);
         let severity = match *event.metadata().level() {
             Level::ERROR => "ERROR",
             Level::WARN => "WARNING",
             Level::INFO => "INFO",
             Level::DEBUG | Level::TRACE => "DEBUG",
         };
-        entry.set("severity", severity);
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
-        entry.set("time", time);
-        if let Some(project) = &self.project {
-            let trace = TRACE.try_with(|trace| {
-                trace
-                    .id()
-                    .map(|id| format!("projects/{project}/traces/{id}"))
-            });
-            if let Ok(Some(trace)) = trace {
-                entry.set("logging.googleapis.com/trace", trace);
-            }
-        }
-        writeln!(writer, "{}", Value::Object(entry.0))
+        let trace = TRACE.try_with(|trace| {
+            let (project, id) = (self.project.as_ref()?, trace.id()?);
+            Some(format!("projects/{project}/traces/{id}"))
+        });
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let entry = LogEntry {
+            severity,
+            time,
+            trace: trace.ok().flatten(),
+            fields,
+        };
+        let line = serde_json::to_string(&entry).map_err(|_| fmt::Error)?;
+        writeln!(writer, "{line}")
     }
 }
 
-/// An event's fields, `message` among them.
-#[derive(Default)]
-struct Entry(Map<String, Value>);
-
-impl Entry {
-    fn set(&mut self, name: &str, value: impl Into<Value>) {
-        self.0.insert(name.to_owned(), value.into());
-    }
-}
-
-impl Visit for Entry {
+impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.set(field.name(), format!("{value:?}"));
+        self.0.insert(field.name(), format!("{value:?}").into());
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field.name(), value);
+        self.0.insert(field.name(), value.into());
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field.name(), value);
+        self.0.insert(field.name(), value.into());
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field.name(), value);
+        self.0.insert(field.name(), value.into());
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.set(field.name(), value);
+        self.0.insert(field.name(), value.into());
     }
 }

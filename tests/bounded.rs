@@ -1,5 +1,5 @@
-//! Promise: the embedded store is bounded, so a million visits without a cookie do not grow it past
-//! what its fullest needs; and the sessions viewed last are the ones it keeps.
+//! Promise: the embedded store is bounded. A million visits without a cookie need no more memory than
+//! a full store, and the store evicts the sessions that were viewed longest ago.
 
 use std::{
     fs,
@@ -7,22 +7,22 @@ use std::{
     net::TcpStream,
 };
 
-use crate::common::{PATIENCE, Service, Visitor};
+use crate::common::{Service, TIMEOUT, Visitor};
 
 const VISITS: usize = 1_000_000;
 
-/// The store's bound.
+/// The maximum number of sessions in the store.
 const SESSIONS: usize = 50_000;
 
-/// The README's figure for the whole process, with every session the store can hold.
+/// The limit that the README states for the whole process with a full store.
 const MEGABYTES: u64 = 64;
 
-/// Visits without a cookie, on one connection, many in each write. All answers are of one length.
+/// Sends visits without a cookie, pipelined on one connection. All responses have the same length.
 fn visit(service: &Service, visits: usize) {
     const BATCH: usize = 200;
     const REQUEST: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut answer = vec![0; 4096];
     stream.write_all(REQUEST).unwrap();
     let length = stream.read(&mut answer).unwrap();
@@ -36,7 +36,7 @@ fn visit(service: &Service, visits: usize) {
     }
 }
 
-fn megabytes(service: &Service) -> u64 {
+fn peak_megabytes(service: &Service) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
     let line = status
         .lines()
@@ -47,12 +47,12 @@ fn megabytes(service: &Service) -> u64 {
 }
 
 #[tokio::test]
-async fn a_million_visits() {
+async fn a_million_visits_stay_within_the_bound() {
     let service = Service::start([]);
-    let (mut regular, mut forgotten) = (Visitor::new(), Visitor::new());
-    forgotten.view(&service, "/").await;
+    let (mut regular, mut absent) = (Visitor::new(), Visitor::new());
+    absent.view(&service, "/").await;
     let mut views = 0;
-    // The regular views again before the store has filled up once.
+    // The regular visitor returns before all sessions have been replaced.
     for _ in 0..VISITS / (SESSIONS / 2) {
         views += 1;
         assert_eq!(regular.count(&service, "/").await, views);
@@ -64,10 +64,10 @@ async fn a_million_visits() {
     assert_eq!(
         late.count(&service, "/").await,
         2,
-        "a full store turns visitors away"
+        "a full store does not keep a new session"
     );
-    assert_eq!(forgotten.count(&service, "/").await, 1, "kept for ever");
-    let peak = megabytes(&service);
+    assert_eq!(absent.count(&service, "/").await, 1, "never evicted");
+    let peak = peak_megabytes(&service);
     println!("{peak} MB at the peak of {VISITS} visits");
     assert!(peak < MEGABYTES, "{peak} MB at the peak");
 }

@@ -1,5 +1,5 @@
-//! Promise: in a real browser each number is right, whatever buttons and keys lead to it; the page
-//! works without script, and leaves the browser nothing to complain of and nothing else to ask for.
+//! Promise: a real browser shows the correct count after every kind of navigation. The page needs no
+//! script, causes no console message and no failed request, and loads nothing but itself.
 
 use crate::common::{Browser, Exchange, Front, Redis, Service, eventually};
 use serde_json::json;
@@ -16,27 +16,27 @@ async fn on_both(test: impl AsyncFn(&Front)) {
 #[tokio::test]
 async fn reload_back_and_forward() {
     on_both(async |front| {
-        // Each number is how often the browser has asked, this time included.
+        // The expected count is the number of requests so far, including the one for this page.
         let assert_right = async |browser: &Browser, path: &str| {
             assert_eq!(browser.path().await, path);
-            assert_eq!(browser.views().await, front.asked(path), "{path}");
+            assert_eq!(browser.views().await, front.requests_for(path), "{path}");
         };
-        // As it comes, the browser may show a page that it left as it was, without asking.
+        // By default, the browser may restore a page from its back/forward cache without a request.
         let browser = Browser::start().await;
         browser.open(front, "/foo").await;
         browser.reload().await;
         browser.follow("main a").await;
-        assert_eq!(browser.views().await, 3, "opened, and twice reloaded");
+        assert_eq!(browser.views().await, 3, "opened and reloaded twice");
         assert_right(&browser, "/foo").await;
         browser.follow("a[href='/bar']").await;
         for _ in 0..2 {
             assert_right(&browser, "/bar").await;
             browser
-                .leave(async || browser.driver.back().await.unwrap())
+                .navigate(async || browser.driver.back().await.unwrap())
                 .await;
             assert_right(&browser, "/foo").await;
             browser
-                .leave(async || browser.driver.forward().await.unwrap())
+                .navigate(async || browser.driver.forward().await.unwrap())
                 .await;
         }
         browser.reload().await;
@@ -46,7 +46,7 @@ async fn reload_back_and_forward() {
 }
 
 #[tokio::test]
-async fn back_and_forward_in_a_browser_that_keeps_no_page() {
+async fn back_and_forward_without_a_back_forward_cache() {
     on_both(async |front| {
         let browser = Browser::start_with(&["--disable-back-forward-cache"]).await;
         let (back, forward) = (
@@ -59,12 +59,12 @@ async fn back_and_forward_in_a_browser_that_keeps_no_page() {
         browser.open(front, "/bar").await;
         seen.push(browser.views().await);
         for _ in 0..2 {
-            browser.leave(back).await;
+            browser.navigate(back).await;
             seen.push(browser.views().await);
-            browser.leave(forward).await;
+            browser.navigate(forward).await;
             seen.push(browser.views().await);
         }
-        assert_eq!(seen, [1, 1, 2, 2, 3, 3], "each is asked for again");
+        assert_eq!(seen, [1, 1, 2, 2, 3, 3], "each navigation is a request");
     })
     .await;
 }
@@ -94,17 +94,17 @@ async fn two_tabs_are_one_visitor_and_two_profiles_are_two() {
 }
 
 #[tokio::test]
-async fn the_links_lead_to_the_pages_and_mark_the_current_one() {
+async fn links_lead_to_the_pages_and_mark_the_current_one() {
     on_both(async |front| {
         let browser = Browser::start().await;
         browser.open(front, "/").await;
         for path in ["/foo", "/bar", "/", "/foo"] {
             browser.follow(&format!("nav a[href='{path}']")).await;
             assert_eq!(browser.path().await, path);
-            assert_eq!(browser.views().await, front.asked(path), "{path}");
+            assert_eq!(browser.views().await, front.requests_for(path), "{path}");
             assert_eq!(browser.text("[aria-current=page]").await, path);
             let marked = "return document.querySelectorAll('[aria-current]').length";
-            assert_eq!(browser.run(marked).await, 1, "marks on {path}");
+            assert_eq!(browser.run(marked).await, 1, "marked links on {path}");
             let title = browser.driver.title().await.unwrap();
             assert!(title.starts_with(&format!("{path} ")), "{title}");
         }
@@ -113,7 +113,7 @@ async fn the_links_lead_to_the_pages_and_mark_the_current_one() {
 }
 
 #[tokio::test]
-async fn the_keyboard_alone_is_enough() {
+async fn the_page_can_be_used_by_keyboard() {
     const FOCUS: &str = "const a = document.activeElement, style = getComputedStyle(a);
         return [a.textContent, style.outlineStyle, parseFloat(style.outlineWidth)]";
     let service = Service::start([]);
@@ -127,23 +127,27 @@ async fn the_keyboard_alone_is_enough() {
     ];
     for (index, (link, path)) in links.into_iter().enumerate() {
         browser.open(&front, "/foo").await;
-        for _ in 0..=index {
+        for (expected, _) in &links[..=index] {
             browser.press(Key::Tab).await;
+            eventually(&format!("the focus on {expected}"), async || {
+                (browser.run(FOCUS).await[0] == *expected).then_some(())
+            })
+            .await;
         }
         let focus = browser.run(FOCUS).await;
         assert_eq!(focus[0], link, "after {} tabs", index + 1);
-        let is_seen = focus[1] == "solid" && focus[2].as_f64() >= Some(2.0);
-        assert!(is_seen, "the focus is not seen: {focus}");
+        let is_visible = focus[1] == "solid" && focus[2].as_f64() >= Some(2.0);
+        assert!(is_visible, "the focus is not visible: {focus}");
         browser
-            .leave(async || browser.press(Key::Enter).await)
+            .navigate(async || browser.press(Key::Enter).await)
             .await;
         assert_eq!(browser.path().await, path);
-        assert_eq!(browser.views().await, front.asked(path), "{path}");
+        assert_eq!(browser.views().await, front.requests_for(path), "{path}");
     }
 }
 
 #[tokio::test]
-async fn the_cookie_as_the_browser_has_it() {
+async fn the_browser_keeps_the_cookie_with_its_attributes() {
     let redis = Redis::start();
     let url = redis.url();
     let on_cloud_run = [("K_SERVICE", "sessions"), ("REDIS_URL", url.as_str())];
@@ -156,7 +160,7 @@ async fn the_cookie_as_the_browser_has_it() {
         browser.open(&service, "/foo").await;
         let cookies = browser.driver.get_all_cookies().await.unwrap();
         let [cookie] = &cookies[..] else {
-            panic!("not one cookie: {cookies:#?}");
+            panic!("expected one cookie: {cookies:#?}");
         };
         assert_eq!(cookie.name, name);
         assert_eq!(cookie.domain.as_deref(), Some("127.0.0.1"), "{cookie:?}");
@@ -164,7 +168,7 @@ async fn the_cookie_as_the_browser_has_it() {
         assert_eq!(cookie.http_only, Some(true), "{cookie:?}");
         assert_eq!(cookie.secure, Some(is_secure), "{cookie:?}");
         assert_eq!(cookie.same_site, Some(SameSite::Lax), "{cookie:?}");
-        assert_eq!(cookie.expiry, None, "ends with the browser: {cookie:?}");
+        assert_eq!(cookie.expiry, None, "not a session cookie: {cookie:?}");
         assert_eq!(browser.run("return document.cookie").await, "");
         browser.reload().await;
         assert_eq!(browser.views().await, 2, "with {cookie:?}");
@@ -172,16 +176,14 @@ async fn the_cookie_as_the_browser_has_it() {
 }
 
 #[tokio::test]
-async fn there_is_nothing_to_complain_of_and_nothing_else_to_ask_for() {
+async fn the_page_causes_no_problem_and_no_other_request() {
     on_both(async |front| {
         let browser = Browser::start().await;
         for path in ["/", "/foo", "/bar"] {
             browser.open(front, path).await;
             browser.follow("main a").await;
         }
-        let complaints = browser.complaints(front).await;
-        assert!(complaints.is_empty(), "{complaints:#?}");
-        // The style counts: the policy did not block it. And the icon is one.
+        // The content security policy allows the style, and the icon can be decoded.
         let style = "return getComputedStyle(document.querySelector('nav')).display";
         assert_eq!(browser.run(style).await, "flex");
         let icon = "const icon = new Image();
@@ -190,6 +192,8 @@ async fn there_is_nothing_to_complain_of_and_nothing_else_to_ask_for() {
         assert_eq!(browser.run(icon).await, true);
         let scripts = "return document.scripts.length";
         assert_eq!(browser.run(scripts).await, 0);
+        let problems = browser.problems(front).await;
+        assert!(problems.is_empty(), "{problems:#?}");
         let exchanges = front.exchanges();
         let paths: Vec<_> = exchanges.iter().map(Exchange::path).collect();
         assert_eq!(paths, ["/", "/", "/foo", "/foo", "/bar", "/bar"]);
@@ -215,7 +219,7 @@ async fn the_session_survives_a_restart_of_the_service() {
     assert_eq!(browser.views().await, 3);
 }
 
-/// What a page ahead of which a browser may go says, in three ways.
+/// Three ways in which a page makes the browser fetch another page in advance.
 const SPECULATIONS: [&str; 3] = [
     "const ahead = document.createElement('link');
      ahead.rel = 'prefetch';
@@ -232,33 +236,41 @@ const SPECULATIONS: [&str; 3] = [
 ];
 
 #[tokio::test]
-async fn going_ahead_of_the_visitor_is_no_view() {
+async fn a_speculative_request_is_not_a_view() {
     on_both(async |front| {
         for ahead in SPECULATIONS {
             let browser = Browser::start().await;
-            // No page of the service says any of this, nor may one.
+            // The policy of the service's pages forbids these scripts, so it is bypassed.
             browser
                 .devtools("Page.setBypassCSP", json!({ "enabled": true }))
                 .await;
             browser.open(front, "/").await;
             let before = front.exchanges().len();
             browser.run(ahead).await;
-            let exchange = eventually("a request ahead", async || {
+            let exchange = eventually("a speculative request", async || {
                 let mut since = front.exchanges().into_iter().skip(before);
                 since.find(|exchange| exchange.path() == "/foo")
             })
             .await;
-            let purpose = exchange.asks("sec-purpose");
+            let purpose = exchange.request_header("sec-purpose");
             assert!(
                 purpose.is_some_and(|purpose| purpose.starts_with("prefetch")),
                 "{exchange:#?}"
             );
             assert_eq!(exchange.status(), "503", "{exchange:#?}");
-            assert_eq!(exchange.answers("set-cookie"), None, "{exchange:#?}");
+            assert_eq!(
+                exchange.response_header("set-cookie"),
+                None,
+                "{exchange:#?}"
+            );
             browser.follow("a[href='/foo']").await;
             assert_eq!(browser.views().await, 1, "after {ahead}");
             let exchange = front.exchanges().pop().unwrap();
-            assert_eq!(exchange.asks("sec-purpose"), None, "{exchange:#?}");
+            assert_eq!(
+                exchange.request_header("sec-purpose"),
+                None,
+                "{exchange:#?}"
+            );
             browser.reload().await;
             assert_eq!(browser.views().await, 2, "after {ahead}");
         }
@@ -267,7 +279,7 @@ async fn going_ahead_of_the_visitor_is_no_view() {
 }
 
 #[tokio::test]
-async fn an_error_has_a_way_back() {
+async fn an_error_page_links_back() {
     let redis = Redis::start();
     let service = Service::on(&redis);
     let browser = Browser::start().await;
@@ -278,12 +290,12 @@ async fn an_error_has_a_way_back() {
     assert_eq!(browser.path().await, "/");
     assert_eq!(browser.views().await, 1);
 
-    redis.order(&["CONFIG", "SET", "maxmemory", "1"]);
+    redis.expect_ok(&["CONFIG", "SET", "maxmemory", "1"]);
     browser.open(&service, "/foo").await;
     let sentence = browser.text("h1").await;
     assert!(sentence.contains("out of reach"), "{sentence}");
     assert_eq!(browser.text("[aria-current]").await, "/foo");
-    redis.order(&["CONFIG", "SET", "maxmemory", "0"]);
+    redis.expect_ok(&["CONFIG", "SET", "maxmemory", "0"]);
     browser.follow("main a").await;
     assert_eq!(browser.path().await, "/foo");
     assert_eq!(browser.views().await, 1);
@@ -300,7 +312,7 @@ async fn an_error_has_a_way_back() {
 }
 
 #[tokio::test]
-async fn the_page_says_what_is_counted_where_and_who_answered() {
+async fn the_page_names_the_store_and_the_revision() {
     let redis = Redis::start();
     let url = redis.url();
     let cloud_run = [

@@ -1,9 +1,8 @@
-//! Promise: the program keeps Cloud Run's contract for containers, line by line.
+//! Promise: the program fulfils every point of Cloud Run's container contract.
 //!
-//! Held elsewhere: without REDIS_URL it is refused, in `settings`; the cookie, in `sessions`; the log's
-//! JSON and trace, in `logs`; what SIGTERM does, in `shutdown`; who stalls is hung up on, in `timeouts`;
-//! an instance is frozen while Redis hangs up, in `outages`; and all in a container, in
-//! `tests/container`.
+//! Other files test parts of it: `settings`, that REDIS_URL is required; `sessions`, the cookie; `logs`,
+//! JSON lines and traces; `shutdown`, SIGTERM; `timeouts`, stalled clients; `outages`, an instance that
+//! is frozen while Redis closes its connections; and `tests/container`, the container image.
 
 use std::{
     fs,
@@ -16,11 +15,11 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::common::{PATIENCE, Process, Redis, Service, Visitor, eventually, free_port, program};
+use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, free_port, program};
 
 const VIEW: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
-/// The program as the platform starts it, not started yet.
+/// The command that starts the program with the environment of Cloud Run.
 fn revision(name: &str, port: u16, redis: &Redis) -> Command {
     program([
         ("PORT", port.to_string().as_str()),
@@ -38,12 +37,12 @@ fn start(redis: &Redis) -> Service {
 }
 
 #[test]
-fn it_listens_on_all_interfaces_at_the_port_given() {
+fn it_listens_on_all_interfaces_on_the_given_port() {
     let redis = Redis::start();
     let port = free_port();
     let service = Service::launch(&mut revision("sessions-00001-abc", port, &redis));
     assert_eq!(service.port, port);
-    // Loopback has more addresses than the usual one.
+    // All of 127.0.0.0/8 is loopback.
     for address in ["127.0.0.1", "127.0.0.2", "127.255.255.254"] {
         TcpStream::connect((address, port)).unwrap_or_else(|error| panic!("{address}: {error}"));
     }
@@ -66,7 +65,7 @@ fn it_speaks_http_1_and_http_2_without_tls() {
     }
 }
 
-/// From exec on, how long it takes until somebody has viewed a page.
+/// The time from exec to the end of the first response.
 fn first_answer(redis: &Redis) -> Duration {
     let port = free_port();
     let mut program = revision("sessions-00001-abc", port, redis);
@@ -75,7 +74,7 @@ fn first_answer(redis: &Redis) -> Duration {
     let mut stream = loop {
         match TcpStream::connect(("127.0.0.1", port)) {
             Ok(stream) => break stream,
-            Err(error) => assert!(begin.elapsed() < PATIENCE, "{error}"),
+            Err(error) => assert!(begin.elapsed() < TIMEOUT, "{error}"),
         }
         thread::sleep(Duration::from_micros(100));
     };
@@ -89,14 +88,14 @@ fn first_answer(redis: &Redis) -> Duration {
 }
 
 #[test]
-fn the_first_view_is_answered_100_ms_after_the_start() {
+fn the_first_view_is_answered_within_100_ms_of_the_start() {
     const PROMISE: Duration = Duration::from_millis(100);
     const STARTS: usize = 9;
     let redis = Redis::start();
     let mut took: Vec<_> = (0..STARTS).map(|_| first_answer(&redis)).collect();
     took.sort();
-    println!("first answer after {took:?}");
-    // In the middle, since the tests beside this one have their share of the machine.
+    println!("first response after {took:?}");
+    // The median, because other tests share the machine.
     assert!(took[STARTS / 2] < PROMISE, "{took:?}");
 }
 
@@ -106,7 +105,7 @@ fn a_head_of_more_than_64_kb_gets_431() {
     let service = start(&redis);
     for (kilobytes, expected) in [(60, "HTTP/1.1 200"), (70, "HTTP/1.1 431")] {
         let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let padding = "x".repeat(kilobytes * 1024);
         let head = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {padding}\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
@@ -116,7 +115,7 @@ fn a_head_of_more_than_64_kb_gets_431() {
     }
 }
 
-/// The memory of the process that is there alone, in bytes.
+/// The anonymous memory of the process, in bytes: without its file-backed pages.
 fn memory(service: &Service) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:"));
@@ -137,20 +136,23 @@ fn a_thousand_idle_connections_cost_less_than_30_mb() {
     let redis = Redis::start();
     let service = start(&redis);
     let before = memory(&service);
-    // Each has been used, as those are that the platform keeps.
+    // Each connection has served a request, like the connections that the platform keeps open.
     let connections: Vec<_> = (0..CONNECTIONS)
         .map(|_| {
             let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             stream.write_all(VIEW).unwrap();
             let read = stream.read(&mut [0; 4096]).unwrap();
-            assert_ne!(read, 0, "closed, see tests/run about open files");
+            assert_ne!(
+                read, 0,
+                "connection closed; for the limit of open files see tests/run"
+            );
             stream
         })
         .collect();
     let cost = memory(&service).saturating_sub(before);
     println!(
-        "{} idle connections: {cost} bytes more than {before}",
+        "{} idle connections: {cost} bytes in addition to {before}",
         connections.len()
     );
     assert!(cost < PROMISE, "{cost} bytes");
@@ -158,8 +160,8 @@ fn a_thousand_idle_connections_cost_less_than_30_mb() {
 
 #[test]
 fn no_path_ends_in_z() {
-    // The platform keeps such paths to itself.
-    let routes: Vec<_> = include_str!("../src/app.rs")
+    // Cloud Run reserves such paths.
+    let routes: Vec<_> = include_str!("../src/web/app.rs")
         .split('"')
         .skip(1)
         .step_by(2)
@@ -182,7 +184,7 @@ async fn two_revisions_side_by_side_share_sessions() {
     let mut visitor = Visitor::new();
     assert_eq!(visitor.count(&old, "/").await, 1);
     let new = Service::launch(&mut revision("sessions-00002-def", free_port(), &redis));
-    // Traffic moves from one to the other, back and forth.
+    // Traffic alternates between the revisions.
     for view in 2..=21 {
         let service = if view % 3 == 0 { &old } else { &new };
         assert_eq!(visitor.count(service, "/").await, view);
@@ -197,7 +199,7 @@ async fn nothing_is_written_to_the_file_system() {
     let redis = Redis::start();
     let empty = TempDir::new().unwrap();
     let directory = empty.path().to_str().unwrap();
-    // To write a byte to any file would end the program, by SIGXFSZ. Its log goes to a pipe.
+    // With this limit, writing a byte to any file kills the program with SIGXFSZ. Its log is a pipe.
     let mut limited = Command::new("sh");
     let revision = revision("sessions-00001-abc", free_port(), &redis);
     limited
@@ -217,7 +219,7 @@ async fn nothing_is_written_to_the_file_system() {
         assert_eq!(visitor.count(&service, "/").await, view);
     }
     redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
-    eventually("a view after trouble", async || {
+    eventually("a view after the cut", async || {
         (visitor.view(&service, "/").await.status == 200).then_some(())
     })
     .await;

@@ -1,31 +1,35 @@
-//! Promise: on a Redis Cluster the counts are as exact as on one Redis, also while slots move to
-//! another master; and if a master is gone, the service is back with the replica in its place.
+//! Promise: on a Redis Cluster the counts are as exact as on a single Redis, even while slots migrate.
+//! If a master fails, the service recovers with its replica.
 
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Cluster, Load, Migration, PATIENCE, Redis, Service, View, Visitor, eventually, session_id,
+    Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, session_id,
 };
 use futures_util::future::join_all;
 
-const PROMISE: Duration = Duration::from_secs(3);
+/// Every view is answered by then.
+const DEADLINE: Duration = Duration::from_secs(3);
 
 fn instances(cluster: &Cluster) -> [Service; 2] {
     let url = cluster.url();
     [(); 2].map(|()| Service::start([("REDIS_URL", url.as_str())]))
 }
 
-/// Visitors on their first view of `/foo`, and at least one on each master.
+/// Visitors after their first view of `/foo`, with at least one session on each master.
 async fn visitors(service: &Service, cluster: &Cluster, number: usize) -> Vec<Visitor> {
     let mut visitors = vec![Visitor::new(); number];
     for visitor in &mut visitors {
         assert_eq!(visitor.count(service, "/foo").await, 1);
     }
-    // Of 30, none on one of the masters is a matter of 1 to 60,000.
+    // With 30 sessions, a master is left without one with a probability of 1 in 60,000.
     let keys = cluster.keys();
     let places = keys.iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(places.iter().sum::<usize>(), number, "{keys:#?}");
-    assert!(!places.contains(&0), "keys on the masters: {places:?}");
+    assert!(
+        !places.contains(&0),
+        "a master without a session: {places:?}"
+    );
     visitors
 }
 
@@ -33,8 +37,8 @@ fn place(cluster: &Cluster, visitor: &Visitor) -> (u16, usize) {
     cluster.place(&session_id(visitor.cookie.as_ref().unwrap()))
 }
 
-/// Each of these numbers once, and no other.
-fn assert_each_once(mut counts: Vec<u64>, first: u64) {
+/// Asserts that the counts are consecutive numbers from `first` on.
+fn assert_consecutive(mut counts: Vec<u64>, first: u64) {
     counts.sort_unstable();
     let expected = (first..).take(counts.len());
     let wrong = counts
@@ -43,25 +47,25 @@ fn assert_each_once(mut counts: Vec<u64>, first: u64) {
         .find(|(count, right)| **count != *right);
     assert_eq!(
         wrong, None,
-        "the first wrong number, and the right one, of {counts:?}"
+        "the first wrong count and the expected one, of {counts:?}"
     );
 }
 
 #[tokio::test]
-async fn overlapping_views_over_two_instances() {
+async fn concurrent_views_on_two_instances() {
     const VIEWS: usize = 200;
-    const AT_ONCE: usize = 10;
+    const CONCURRENT: usize = 10;
     let cluster = Cluster::start().await;
     let services = instances(&cluster);
     let visitors = visitors(&services[0], &cluster, 30).await;
     let views = visitors.iter().map(|visitor| {
-        let views = (0..AT_ONCE).map(|n| {
+        let views = (0..CONCURRENT).map(|n| {
             let mut visitor = visitor.clone();
             let services = &services;
             async move {
                 let mut counts = Vec::new();
-                // One was the first.
-                for view in 0..VIEWS / AT_ONCE - usize::from(n == 0) {
+                // The first view was made in `visitors`.
+                for view in 0..VIEWS / CONCURRENT - usize::from(n == 0) {
                     let service = &services[(n + view) % services.len()];
                     counts.push(visitor.count(service, "/foo").await);
                 }
@@ -73,12 +77,12 @@ async fn overlapping_views_over_two_instances() {
     for counts in join_all(views).await {
         let counts = counts.concat();
         assert_eq!(counts.len(), VIEWS - 1);
-        assert_each_once(counts, 2);
+        assert_consecutive(counts, 2);
     }
 }
 
 #[tokio::test]
-async fn sessions_that_are_over_leave_nothing_behind() {
+async fn ended_sessions_leave_nothing_behind() {
     let cluster = Cluster::start().await;
     let [service, _] = instances(&cluster);
     let all_keys = || {
@@ -101,7 +105,7 @@ async fn sessions_that_are_over_leave_nothing_behind() {
         delete(&visitor);
     }
     assert_eq!(all_keys(), [""; 0]);
-    // What is left of a session that was counted is the reply to its slot's last call, without its id.
+    // A counted session leaves the reply to the last call of its slot, which does not contain its id.
     let mut visitor = Visitor::new();
     for view in 1..=3 {
         assert_eq!(visitor.count(&service, "/").await, view);
@@ -132,7 +136,7 @@ async fn connections_are_cut_under_load() {
     let load = Load::start(&services, &tabs.collect::<Vec<_>>());
     let cuts = cluster.masters.iter().map(|master| {
         let end = load.served(50);
-        // Connecting to a Cluster takes some more round trips.
+        // Connecting to a Cluster takes several round trips, so the interval is long.
         master.keep_cutting(Duration::from_millis(100), end)
     });
     let cuts = join_all(cuts).await;
@@ -141,12 +145,12 @@ async fn connections_are_cut_under_load() {
         let views = tabs.iter().flat_map(|(_, views)| views);
         let failed = views.clone().find(|view| view.status != 200);
         assert!(failed.is_none(), "{failed:?}");
-        assert_each_once(views.filter_map(|view| view.count).collect(), 2);
+        assert_consecutive(views.filter_map(|view| view.count).collect(), 2);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_moves_under_load() {
+async fn a_slot_migrates_under_load() {
     const TABS: usize = 3;
     let cluster = Cluster::start().await;
     let services = instances(&cluster);
@@ -161,18 +165,18 @@ async fn a_slot_that_moves_under_load() {
     load.served(2).await;
     let migration = Migration::begin(&cluster, slot, from, to);
     load.served(2).await;
-    assert!(migration.move_keys() > 1, "the record, and the views");
+    assert!(migration.move_keys() > 1, "the record and the views");
     migration.end();
     load.served(2).await;
     for tabs in load.stop().await.chunks(TABS) {
         let views = tabs.iter().flat_map(|(_, views)| views);
         let failed = views.clone().find(|view| view.status != 200);
-        let is_moved = tabs[0].0.cookie == moved.cookie;
+        let is_migrated = tabs[0].0.cookie == moved.cookie;
         assert!(
             failed.is_none(),
-            "of the moved slot: {is_moved}, {failed:?}"
+            "in the migrated slot: {is_migrated}, {failed:?}"
         );
-        assert_each_once(views.filter_map(|view| view.count).collect(), 2);
+        assert_consecutive(views.filter_map(|view| view.count).collect(), 2);
     }
     let id = session_id(moved.cookie.as_ref().unwrap());
     let keys = cluster.keys();
@@ -181,9 +185,9 @@ async fn a_slot_that_moves_under_load() {
     assert!(there > 1 && there == all, "{id} on master {to}: {keys:#?}");
 }
 
-/// The session of that slot may be out of reach for so long. All others are counted on.
+/// The sessions of the migrating slot may be unavailable meanwhile. All others are counted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_takes_long_to_move() {
+async fn a_slot_migrates_slowly() {
     let cluster = Cluster::start().await;
     let services = instances(&cluster);
     let visitors = visitors(&services[0], &cluster, 30).await;
@@ -191,7 +195,7 @@ async fn a_slot_that_takes_long_to_move() {
     let load = Load::start(&services, &visitors);
     load.served(2).await;
     let migration = Migration::begin(&cluster, slot, from, (from + 1) % 3);
-    assert!(migration.move_keys() > 1, "the record, and the views");
+    assert!(migration.move_keys() > 1, "the record and the views");
     load.served_to(1.., 50).await;
     migration.end();
     load.served(2).await;
@@ -199,14 +203,17 @@ async fn a_slot_that_takes_long_to_move() {
         assert_answered(views);
         assert_rising(1, views);
         let failed = views.iter().find(|view| n > 0 && view.status != 200);
-        assert!(failed.is_none(), "of another slot: {failed:?}");
+        assert!(
+            failed.is_none(),
+            "a view of another slot failed: {failed:?}"
+        );
     }
 }
 
-/// While a slot moves, Redis refuses the script of a session that has a record and no views yet: it
-/// cannot tell whether they are at the new master. It says to try again, until the slot has moved.
+/// While a slot migrates, Redis refuses the script for a session that has a record but no views yet,
+/// because the views' key may be on the new master. It replies TRYAGAIN until the slot has moved.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_view_while_its_slot_moves() {
+async fn a_second_view_while_its_slot_migrates() {
     let cluster = Cluster::start().await;
     let services = instances(&cluster);
     let mut visitor = Visitor::new();
@@ -215,7 +222,7 @@ async fn a_second_view_while_its_slot_moves() {
     let migration = Migration::begin(&cluster, slot, from, (from + 1) % 3);
     let port = services[1].port;
     let view = tokio::spawn(async move { visitor.view(&port, "/foo").await });
-    eventually("a refusal", async || {
+    eventually("a TRYAGAIN reply", async || {
         let refusals = cluster.masters[from].info("errorstats", "errorstat_TRYAGAIN");
         refusals.map(drop)
     })
@@ -227,9 +234,9 @@ async fn a_second_view_while_its_slot_moves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_that_is_gone_under_load() {
+async fn a_master_fails_under_load() {
     let mut cluster = Cluster::start_with_replica().await;
-    // They know the others by the one that will be gone.
+    // The services discover the other nodes from the one that will fail.
     let url = cluster.short_url();
     let services = [(); 2].map(|()| Service::start([("REDIS_URL", url.as_str())]));
     let visitors = visitors(&services[0], &cluster, 30).await;
@@ -244,13 +251,13 @@ async fn a_master_that_is_gone_under_load() {
         assert_answered(views);
         let first = first_page_since(views, promotion);
         back = back.max(first.end() - promotion);
-        // What the lost master had not told its replica may be counted anew.
+        // Views that the failed master had not replicated may be counted again.
         if master != 0 {
             assert_rising(1, views);
         }
     }
-    println!("all visitors have their page again {back:?} after the promotion");
-    assert!(back < PATIENCE, "{back:?}");
+    println!("all visitors get the page again {back:?} after the promotion");
+    assert!(back < TIMEOUT, "{back:?}");
 }
 
 fn first_page_since(views: &[View], moment: Instant) -> &View {
@@ -261,12 +268,12 @@ fn first_page_since(views: &[View], moment: Instant) -> &View {
 fn assert_answered(views: &[View]) {
     for view in views {
         assert!(matches!(view.status, 200 | 503), "{view:?}");
-        assert!(view.took < PROMISE, "{view:?}");
+        assert!(view.took < DEADLINE, "{view:?}");
     }
 }
 
-/// Each number is the one before and one more; and up to one more for each 503 in between, which may
-/// have been counted.
+/// Asserts that each count is the previous one plus 1, plus at most 1 for each 503 in between: such a
+/// view may have been counted.
 fn assert_rising(mut before: u64, views: &[View]) {
     let mut doubtful = 0;
     for view in views {
@@ -276,7 +283,7 @@ fn assert_rising(mut before: u64, views: &[View]) {
         };
         assert!(
             (before + 1..=before + 1 + doubtful).contains(&count),
-            "after {before}, with {doubtful} 503s: {count}, of {views:#?}"
+            "{count} after {before} and {doubtful} 503s, in {views:#?}"
         );
         (before, doubtful) = (count, 0);
     }

@@ -1,10 +1,10 @@
-//! Promise: what a view costs in Redis, whose serverless kind bills the commands that are executed, those
-//! inside a script among them.
+//! Promise: a view executes a known, small number of Redis commands. Serverless Redis bills executed
+//! commands, including those inside scripts.
 
 use crate::common::{Redis, Service, Visitor, session_id};
 
-/// A Redis that knows the script, and an instance on it.
-async fn warm() -> (Redis, Service) {
+/// A Redis that has the script in its cache, and an instance on it.
+async fn start_warm() -> (Redis, Service) {
     let redis = Redis::start();
     let service = Service::on(&redis);
     let mut visitor = Visitor::new();
@@ -15,8 +15,8 @@ async fn warm() -> (Redis, Service) {
     (redis, service)
 }
 
-/// Asserts how many commands each of these views takes, one after the other.
-async fn assert_costs(
+/// Makes these views in sequence and asserts the number of commands executed for each.
+async fn assert_commands(
     redis: &Redis,
     service: &Service,
     visitor: &mut Visitor,
@@ -25,13 +25,13 @@ async fn assert_costs(
     for (number, (path, expected)) in views.iter().enumerate() {
         visitor.count(service, path).await;
         let executed = redis.executed();
-        assert_eq!(executed, *expected, "view {} of these: {path}", number + 1);
+        assert_eq!(executed, *expected, "view number {}: {path}", number + 1);
     }
 }
 
 #[tokio::test]
-async fn executed_for_each_view() {
-    let (redis, service) = warm().await;
+async fn commands_per_view() {
+    let (redis, service) = start_warm().await;
     let mut visitor = Visitor::new();
     let views = [
         ("/foo", 1),
@@ -40,23 +40,23 @@ async fn executed_for_each_view() {
         ("/bar", 5),
         ("/bar", 3),
     ];
-    assert_costs(&redis, &service, &mut visitor, &views).await;
-    // The second view is of another page.
+    assert_commands(&redis, &service, &mut visitor, &views).await;
+    // A visitor whose second view is of another page.
     let views = [("/foo", 1), ("/bar", 7), ("/foo", 3), ("/", 5)];
-    assert_costs(&redis, &service, &mut Visitor::new(), &views).await;
-    // An instance that has not renewed the session.
+    assert_commands(&redis, &service, &mut Visitor::new(), &views).await;
+    // On an instance that has not renewed the session.
     let other = Service::on(&redis);
-    other.ready().await;
+    other.wait_until_ready().await;
     redis.executed();
     let views = [("/foo", 5), ("/foo", 3), ("/foo", 3)];
-    assert_costs(&redis, &other, &mut visitor, &views).await;
-    // The first has.
-    assert_costs(&redis, &service, &mut visitor, &[("/foo", 3)]).await;
+    assert_commands(&redis, &other, &mut visitor, &views).await;
+    // On the instance that has.
+    assert_commands(&redis, &service, &mut visitor, &[("/foo", 3)]).await;
 }
 
 #[tokio::test]
-async fn executed_for_a_visit_of_five_views() {
-    let (redis, service) = warm().await;
+async fn commands_for_a_visit_of_five_views() {
+    let (redis, service) = start_warm().await;
     let mut visitor = Visitor::new();
     for view in 1..=5 {
         assert_eq!(visitor.count(&service, "/foo").await, view);
@@ -65,8 +65,8 @@ async fn executed_for_a_visit_of_five_views() {
 }
 
 #[tokio::test]
-async fn no_view_executes_nothing() {
-    let (redis, service) = warm().await;
+async fn other_requests_execute_no_command() {
+    let (redis, service) = start_warm().await;
     Visitor::new().view(&service, "/unknown").await;
     Visitor::new().view(&service, "/health/live").await;
     assert_eq!(redis.executed(), 0);
@@ -74,7 +74,7 @@ async fn no_view_executes_nothing() {
 
 #[tokio::test]
 async fn a_view_is_one_call() {
-    let (redis, service) = warm().await;
+    let (redis, service) = start_warm().await;
     let mut monitor = redis.monitor();
     let mut visitor = Visitor::new();
     for view in ["first", "second", "third", "fourth"] {
@@ -85,8 +85,8 @@ async fn a_view_is_one_call() {
 }
 
 #[tokio::test]
-async fn a_flushed_script_cache_costs_one_call_once() {
-    let (redis, service) = warm().await;
+async fn a_flushed_script_cache_costs_one_more_call() {
+    let (redis, service) = start_warm().await;
     let mut visitor = Visitor::new();
     visitor.view(&service, "/").await;
     for view in [2, 3] {
@@ -100,7 +100,7 @@ async fn a_flushed_script_cache_costs_one_call_once() {
 
 #[tokio::test]
 async fn a_session_of_one_view_is_small() {
-    let (redis, service) = warm().await;
+    let (redis, service) = start_warm().await;
     redis.cli(&["FLUSHALL"]);
     let mut visitor = Visitor::new();
     visitor.view(&service, "/foo").await;

@@ -1,23 +1,23 @@
-//! Promise: views that overlap are all counted, once each, over any number of instances.
+//! Promise: concurrent views are each counted exactly once, over any number of instances.
 
 use crate::common::{Redis, Service, Visitor};
 use futures_util::future::join_all;
 
-/// Of one visitor.
+/// Views of one visitor.
 const VIEWS: u64 = 4000;
 
-/// In flight at any time, each on a connection of its own.
-const AT_ONCE: u64 = 500;
+/// Views in flight at a time, each on its own connection.
+const CONCURRENT: u64 = 500;
 
 async fn assert_exact(services: &[Service]) {
     let mut visitor = Visitor::new();
     assert_eq!(visitor.count(&services[0], "/foo").await, 1);
-    let views = (0..AT_ONCE).map(|n| {
+    let views = (0..CONCURRENT).map(|n| {
         let mut visitor = visitor.clone();
         let service = &services[n as usize % services.len()];
         async move {
             let mut counts = Vec::new();
-            for _ in 0..VIEWS / AT_ONCE {
+            for _ in 0..VIEWS / CONCURRENT {
                 counts.push(visitor.count(service, "/foo").await);
             }
             counts
@@ -33,25 +33,25 @@ async fn assert_exact(services: &[Service]) {
     assert_eq!(
         wrong,
         None,
-        "the first wrong number of {}, and the right one",
+        "the first wrong count of {}, and the expected one",
         counts.len()
     );
     assert_eq!(counts.len(), expected.len());
 }
 
 #[tokio::test]
-async fn overlapping_views_over_two_instances_on_one_redis() {
+async fn concurrent_views_on_two_instances() {
     let redis = Redis::start();
     assert_exact(&[Service::on(&redis), Service::on(&redis)]).await;
 }
 
 #[tokio::test]
-async fn overlapping_views_on_the_embedded_store() {
+async fn concurrent_views_on_the_embedded_store() {
     assert_exact(&[Service::start([])]).await;
 }
 
 #[tokio::test]
-async fn two_instances_are_one_service() {
+async fn two_instances_share_sessions() {
     let redis = Redis::start();
     let services = [Service::on(&redis), Service::on(&redis)];
     let mut visitor = Visitor::new();

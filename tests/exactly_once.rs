@@ -1,6 +1,6 @@
-//! Promise: a view that is answered with a number was counted exactly once, whatever happens to the
-//! connection to Redis, to its answers and to calls that come late. After a 503 the view may have been
-//! counted; no other was touched.
+//! Promise: a view that is answered with a number was counted exactly once, whatever happens to
+//! connections, replies and delayed calls. A view that is answered 503 may have been counted, and
+//! affects no other view.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,18 +11,18 @@ use futures_util::future::join_all;
 
 use crate::common::{Redis, Service, Visitor, behind_proxy, signal};
 
-/// So often connections are cut.
-const EVERY: Duration = Duration::from_millis(10);
+/// Connections are cut at this interval.
+const CUT_INTERVAL: Duration = Duration::from_millis(10);
 
-/// By then a view is answered.
-const PROMISE: Duration = Duration::from_secs(3);
+/// Every view is answered by then.
+const DEADLINE: Duration = Duration::from_secs(3);
 
 #[tokio::test]
-async fn connections_are_cut_all_the_time() {
+async fn connections_are_cut_continuously() {
     const VISITORS: u64 = 10;
     const VIEWS: u64 = 3000;
-    /// Of one visitor, overlapping.
-    const AT_ONCE: u64 = 10;
+    /// Views of one visitor in flight at a time.
+    const CONCURRENT: u64 = 10;
     let redis = Redis::start();
     let services = [Service::on(&redis), Service::on(&redis)];
     let slowest = AtomicU64::new(0);
@@ -30,10 +30,10 @@ async fn connections_are_cut_all_the_time() {
         let visitors = (0..VISITORS).map(async |_| {
             let mut visitor = Visitor::new();
             assert_eq!(visitor.count(&services[0], "/").await, 1);
-            let views = (0..AT_ONCE).map(async |n| {
+            let views = (0..CONCURRENT).map(async |n| {
                 let mut visitor = visitor.clone();
                 let mut counts = Vec::new();
-                for _ in 0..VIEWS / AT_ONCE {
+                for _ in 0..VIEWS / CONCURRENT {
                     let begin = Instant::now();
                     counts.push(visitor.count(&services[n as usize % 2], "/").await);
                     slowest.fetch_max(begin.elapsed().as_millis() as u64, Relaxed);
@@ -47,44 +47,47 @@ async fn connections_are_cut_all_the_time() {
                 .iter()
                 .zip(&expected)
                 .find(|(count, right)| count != right);
-            assert_eq!(wrong, None, "the first wrong number, and the right one");
+            assert_eq!(wrong, None, "the first wrong count and the expected one");
             assert_eq!(counts.len(), expected.len());
         });
         join_all(visitors).await;
     };
     let begin = Instant::now();
-    let cuts = redis.keep_cutting(EVERY, visits).await;
+    let cuts = redis.keep_cutting(CUT_INTERVAL, visits).await;
     let slowest = Duration::from_millis(slowest.into_inner());
     println!(
-        "{cuts} cuts in {:?}, the slowest answer took {slowest:?}",
+        "{cuts} cuts in {:?}, the slowest view took {slowest:?}",
         begin.elapsed()
     );
     assert!(cuts >= 100, "{cuts} cuts");
-    assert!(slowest < PROMISE, "an answer took {slowest:?}");
+    assert!(slowest < DEADLINE, "a view took {slowest:?}");
     let calls = redis.cli(&["KEYS", "calls:*"]);
     assert_eq!(
         calls.lines().count(),
         services.len(),
-        "one key an instance: {calls}"
+        "expected one key per instance: {calls}"
     );
     for key in calls.lines() {
         let seconds: u64 = redis.cli(&["TTL", key]).parse().unwrap();
-        assert!((3500..=3600).contains(&seconds), "{key} lives {seconds} s");
+        assert!(
+            (3500..=3600).contains(&seconds),
+            "{key} expires in {seconds} s"
+        );
     }
 }
 
 #[tokio::test]
-async fn an_answer_is_lost() {
+async fn a_reply_is_lost() {
     let (_redis, proxy, service, mut visitor) = behind_proxy().await;
-    proxy.lose_answer();
+    proxy.lose_reply();
     assert_eq!(visitor.count(&service, "/").await, 3);
     assert_eq!(visitor.count(&service, "/").await, 4);
-    // Those of several views in one call.
+    // The reply to a batch of several views.
     proxy.close();
     let views = (0..20).map(async |n| {
         let mut visitor = visitor.clone();
         if n == 19 {
-            proxy.lose_answer();
+            proxy.lose_reply();
             proxy.open();
         }
         visitor.count(&service, "/").await
@@ -95,22 +98,22 @@ async fn an_answer_is_lost() {
 }
 
 #[tokio::test]
-async fn a_call_comes_after_its_repetition() {
+async fn a_lost_call_arrives_after_its_retry() {
     let (_redis, proxy, service, mut visitor) = behind_proxy().await;
     proxy.lose_call();
     let view = visitor.count(&service, "/");
     assert_eq!(view.await, 3);
     let lost = proxy.last_call();
-    // Its repetition was the last call.
+    // The retry was the last call.
     assert!(proxy.deliver(&lost).await.contains("\n3"));
     assert_eq!(visitor.count(&service, "/").await, 4);
-    // By now, another was.
+    // A newer call was the last one.
     assert!(proxy.deliver(&lost).await.contains("\n4"));
     assert_eq!(visitor.count(&service, "/").await, 5);
 }
 
 #[tokio::test]
-async fn a_call_comes_twice() {
+async fn a_call_is_duplicated() {
     let (_redis, proxy, service, mut visitor) = behind_proxy().await;
     for view in 3..=5 {
         assert_eq!(visitor.count(&service, "/").await, view);
@@ -123,17 +126,17 @@ async fn a_call_comes_twice() {
 }
 
 #[tokio::test]
-async fn a_view_that_is_answered_503_touches_no_other() {
+async fn a_view_that_is_answered_503_affects_no_other() {
     let (redis, _proxy, service, mut visitor) = behind_proxy().await;
     let mut other = Visitor::new();
     for view in 1..=2 {
         assert_eq!(other.count(&service, "/").await, view);
     }
-    // Redis gets the calls, and answers nobody.
+    // Redis receives the calls but does not reply.
     signal(redis.id(), "STOP");
     let begin = Instant::now();
     assert_eq!(visitor.view(&service, "/").await.status, 503);
-    assert!(begin.elapsed() < PROMISE, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
     signal(redis.id(), "CONT");
     assert_eq!(other.count(&service, "/").await, 3);
     let count = visitor.count(&service, "/").await;
@@ -142,13 +145,13 @@ async fn a_view_that_is_answered_503_touches_no_other() {
 }
 
 #[tokio::test]
-async fn a_session_that_cannot_be_counted_disturbs_no_other() {
+async fn a_session_that_cannot_be_counted_affects_no_other() {
     let (redis, proxy, service, visitor) = behind_proxy().await;
     let mut broken = Visitor::new();
     broken.view(&service, "/").await;
     let id = crate::common::session_id(broken.cookie.as_deref().unwrap());
     redis.cli(&["SET", &format!("v:{{{id}}}"), "no hash"]);
-    // One view is in flight, the others go together in the next call.
+    // The first view is in flight; the others share the next call.
     proxy.close();
     let views = (0..10).map(async |n| {
         let mut visitor = if n % 3 == 1 {
@@ -185,6 +188,6 @@ async fn new_visitors_while_connections_are_cut() {
         });
         join_all(visitors).await;
     };
-    let cuts = redis.keep_cutting(EVERY, visits).await;
+    let cuts = redis.keep_cutting(CUT_INTERVAL, visits).await;
     assert!(cuts > 0);
 }

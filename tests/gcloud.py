@@ -1,6 +1,6 @@
-"""Has gcloud parse each of its commands in cloudbuild.yaml and in the README.
+"""Validates the gcloud commands in cloudbuild.yaml, in the README and in docs/deploy.md.
 
-Without an account: a command that gcloud understands ends with the question who is there.
+gcloud runs without an account, so a valid command fails because no account is active.
 """
 
 import os
@@ -16,7 +16,13 @@ from ruamel.yaml import YAML
 
 VALUES = {"PROJECT_ID": "a-project", "BUILD_ID": "a-build"}
 
-# Notes its arguments, one a line, instead of what it is called.
+# Each of them is a script of its own: its ```sh blocks, in order.
+DOCUMENTS = ["README.md", "docs/deploy.md"]
+
+# What a reader of the README has set before.
+READER = {"REGION": "europe-west1", "REDIS_URL": "redis://redis.invalid"}
+
+# Replaces gcloud and curl: records the arguments of gcloud, one per line, and does nothing else.
 STUB = """#!/bin/sh
 [ "${0##*/}" = gcloud ] || exit 0
 printf '%s\\n' "$@" '' >>"$RECORD"
@@ -25,7 +31,7 @@ echo a-value
 
 
 def substituted(value, values):
-    """The value with $NAME and ${NAME} replaced, also in what replaces them."""
+    """Replaces $NAME and ${NAME} in the value, recursively."""
     if isinstance(value, dict):
         return {key: substituted(item, values) for key, item in value.items()}
     if isinstance(value, list):
@@ -41,17 +47,21 @@ def cloud_build():
     return [step["args"] for step in build["steps"] if step.get("entrypoint") == "gcloud"]
 
 
-def readme(directory):
-    """By the shell itself, in which nothing is called that does anything."""
+def documented(document, directory):
+    """Lets the shell run the document's commands with the stub in place of gcloud and curl."""
     record = directory / "record"
+    record.write_text("")
     for name in ["gcloud", "curl"]:
         (directory / name).write_text(STUB)
         (directory / name).chmod(0o755)
-    commands = re.findall(r"^```sh\n(.*?)^```", Path("README.md").read_text(), re.M | re.S)
-    environment = {"PATH": f"{directory}:/usr/bin:/bin", "RECORD": str(record)}
-    script = "{\n" + "".join(commands) + "} </dev/null >/dev/null"
+    blocks = re.findall(r"^```sh\n(.*?)^```", Path(document).read_text(), re.M | re.S)
+    environment = READER | {"PATH": f"{directory}:/usr/bin:/bin", "RECORD": str(record)}
+    script = "{\n" + "".join(blocks) + "} </dev/null >/dev/null"
     subprocess.run(["bash", "-u"], input=script, text=True, env=environment, check=True)
-    return [call.splitlines() for call in record.read_text().rstrip("\n").split("\n\n")]
+    calls = [call.splitlines() for call in record.read_text().split("\n\n") if call]
+    if not calls:
+        sys.exit(f"{document} has no gcloud commands")
+    return calls
 
 
 def understood(command, home):
@@ -72,8 +82,11 @@ def understood(command, home):
 def main():
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(2) as pool:
         directory = Path(directory)
-        # Logging in is for persons.
-        commands = [call for call in cloud_build() + readme(directory) if call[0] != "auth"]
+        commands = cloud_build()
+        for document in DOCUMENTS:
+            commands += documented(document, directory)
+        # Logging in needs a person.
+        commands = [command for command in commands if command[0] != "auth"]
         results = list(pool.map(lambda command: understood(command, directory), commands))
     for command, (is_understood, said) in zip(commands, results):
         print("ok:" if is_understood else "FAILED:", shlex.join(["gcloud", *command]))

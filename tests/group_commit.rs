@@ -1,5 +1,5 @@
-//! Promise: views that arrive while a call is in flight share the next one; what waits is bounded,
-//! and a visitor who hangs up costs nothing more and disturbs no other.
+//! Promise: views that arrive while a call is in flight share the next one. The queue is bounded, and
+//! a client that disconnects leaves the queue and affects no other.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ use tokio::{
 
 use crate::common::{Proxy, Redis, Service, Visitor, behind_proxy, eventually};
 
-/// So many views may wait.
+/// The maximum number of waiting views.
 const MAX_VIEWS: u64 = 2048;
 
-/// The number of the last call, however often it was sent.
+/// The number of the last call; retries do not count.
 fn calls(redis: &Redis) -> u64 {
     let kept = redis.cli(&["GET", &redis.cli(&["KEYS", "calls:*"])]);
     kept.lines().next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn sixty_four_in_flight_share_their_calls() {
+async fn sixty_four_concurrent_clients_share_calls() {
     const VIEWS: u64 = 64 * 30;
     let (redis, proxy, service, visitor) = behind_proxy().await;
-    // As far as a Redis in the same region; without it, what the tests take of the machine decides.
+    // The latency of a Redis in the same region. Without it, the load of the machine would decide.
     proxy.delay(Duration::from_millis(5));
     let before = calls(&redis);
     join_all((0..64).map(async |_| {
@@ -35,7 +35,10 @@ async fn sixty_four_in_flight_share_their_calls() {
     .await;
     let calls = calls(&redis) - before;
     let each = calls as f64 / VIEWS as f64;
-    assert!(each <= 0.05, "{calls} calls for {VIEWS} views, {each} each");
+    assert!(
+        each <= 0.05,
+        "{calls} calls for {VIEWS} views, {each} per view"
+    );
 }
 
 #[tokio::test]
@@ -44,15 +47,15 @@ async fn a_thousand_waiting_views_take_three_round_trips() {
     let (redis, proxy, service, visitor) = behind_proxy().await;
     proxy.delay(Duration::from_millis(20));
     let before = calls(&redis);
-    // The first call is kept in flight until all others wait, which its own deadline allows.
+    // The first call stays in flight until all other views wait, which takes less than its deadline.
     proxy.close();
-    let waiting = connect_and_ask(&service, &visitor, VIEWS).await;
+    let waiting = connect_and_send(&service, &visitor, VIEWS).await;
     proxy.open();
     let mut counts = join_all(waiting.into_iter().map(count)).await;
     let calls = calls(&redis) - before;
     counts.sort_unstable();
     assert_eq!(counts, (3..VIEWS + 3).collect::<Vec<_>>());
-    assert!(calls <= 3, "{calls} calls, one after the other");
+    assert!(calls <= 3, "{calls} calls");
 }
 
 #[tokio::test]
@@ -60,46 +63,46 @@ async fn views_that_share_a_call_execute_one_command_each() {
     const VIEWS: u64 = 32;
     let (redis, proxy, service, visitor) = behind_proxy().await;
     let fill = async || {
-        let in_flight = connect_and_ask(&service, &visitor, 1).await;
-        (in_flight, connect_and_ask(&service, &visitor, VIEWS).await)
+        let in_flight = connect_and_send(&service, &visitor, 1).await;
+        (in_flight, connect_and_send(&service, &visitor, VIEWS).await)
     };
-    let (in_flight, waiting) = filled(&proxy, fill).await;
-    // The first one's call was executed before the answer was kept back.
+    let (in_flight, waiting) = fill_queue(&proxy, fill).await;
+    // Redis has executed the call of the first view; only its reply is held back.
     assert!(redis.executed() >= 3);
     proxy.open();
     join_all(in_flight.into_iter().chain(waiting).map(count)).await;
     assert_eq!(redis.executed(), VIEWS + 2);
 }
 
-/// Has `fill` have so many views wait for the closed proxy, before their call is given up: again, if
-/// the machine was too busy to be as quick.
-async fn filled<T>(proxy: &Proxy, fill: impl AsyncFn() -> T) -> T {
+/// Closes the proxy and runs `fill`, which fills the queue. Tries again if the machine was too busy to
+/// finish before the deadline of the views.
+async fn fill_queue<T>(proxy: &Proxy, fill: impl AsyncFn() -> T) -> T {
     for _ in 0..20 {
         proxy.close();
         let begin = Instant::now();
-        let filled = fill().await;
+        let streams = fill().await;
         if begin.elapsed() < Duration::from_millis(500) {
-            return filled;
+            return streams;
         }
         println!("too slow: {:?}", begin.elapsed());
         proxy.open();
-        drop(filled);
+        drop(streams);
     }
     panic!("the machine is too busy for this test");
 }
 
 #[tokio::test]
-async fn a_full_queue_answers_at_once() {
+async fn a_full_queue_refuses_at_once() {
     let (redis, proxy, service, visitor) = behind_proxy().await;
-    let fill = async || connect_and_ask(&service, &visitor, MAX_VIEWS).await;
-    let waiting = filled(&proxy, fill).await;
+    let fill = async || connect_and_send(&service, &visitor, MAX_VIEWS).await;
+    let waiting = fill_queue(&proxy, fill).await;
     let begin = Instant::now();
     let refused = visitor.clone().view(&service, "/").await;
     let elapsed = begin.elapsed();
     assert_eq!(refused.status, 503, "{refused:?}");
     proxy.open();
     join_all(waiting.into_iter().map(answer)).await;
-    // Had it waited, it would have been answered with the others.
+    // A waiting view would have been answered together with the others.
     assert!(
         elapsed < Duration::from_millis(500),
         "refused after {elapsed:?}"
@@ -114,17 +117,17 @@ async fn a_full_queue_answers_at_once() {
 }
 
 #[tokio::test]
-async fn who_hangs_up_makes_room() {
+async fn disconnected_clients_make_room() {
     let (_redis, proxy, service, visitor) = behind_proxy().await;
     let fill = async || {
-        let in_flight = connect_and_ask(&service, &visitor, 1).await;
+        let in_flight = connect_and_send(&service, &visitor, 1).await;
         let others = connections(&service);
-        drop(connect_and_ask(&service, &visitor, MAX_VIEWS - 1).await);
-        all_have_left(&service, others).await;
+        drop(connect_and_send(&service, &visitor, MAX_VIEWS - 1).await);
+        wait_for_disconnects(&service, others).await;
         in_flight
     };
-    let in_flight = filled(&proxy, fill).await;
-    let staying = connect_and_ask(&service, &visitor, 1).await;
+    let in_flight = fill_queue(&proxy, fill).await;
+    let staying = connect_and_send(&service, &visitor, 1).await;
     proxy.open();
     let waiting = in_flight.into_iter().chain(staying).map(count);
     let counts = join_all(waiting).await;
@@ -132,25 +135,25 @@ async fn who_hangs_up_makes_room() {
 }
 
 #[tokio::test]
-async fn who_hangs_up_is_not_counted_and_disturbs_nobody() {
+async fn disconnected_clients_are_not_counted() {
     let (_redis, proxy, service, mut visitor) = behind_proxy().await;
     let mut other = Visitor::new();
     other.view(&service, "/").await;
     proxy.close();
-    // One in flight, and behind it some who leave and one who stays.
-    let in_flight = connect_and_ask(&service, &visitor, 1).await;
-    let staying = connect_and_ask(&service, &other, 1).await;
+    // One view is in flight; behind it wait one client that stays and some that disconnect.
+    let in_flight = connect_and_send(&service, &visitor, 1).await;
+    let staying = connect_and_send(&service, &other, 1).await;
     let others = connections(&service);
-    drop(connect_and_ask(&service, &visitor, 50).await);
-    all_have_left(&service, others).await;
+    drop(connect_and_send(&service, &visitor, 50).await);
+    wait_for_disconnects(&service, others).await;
     proxy.open();
     let waiting = in_flight.into_iter().chain(staying).map(count);
     assert_eq!(join_all(waiting).await, [3, 2]);
     assert_eq!(visitor.count(&service, "/").await, 4);
 }
 
-/// So many requests, each on a connection of its own, which the service has read but not answered.
-async fn connect_and_ask(service: &Service, visitor: &Visitor, views: u64) -> Vec<TcpStream> {
+/// Sends `views` requests, each on its own connection, and waits until the service has read them.
+async fn connect_and_send(service: &Service, visitor: &Visitor, views: u64) -> Vec<TcpStream> {
     let cookie = visitor.cookie.as_deref().unwrap();
     let request = format!(
         "GET / HTTP/1.1\r\nhost: localhost\r\ncookie: {cookie}\r\nconnection: close\r\n\r\n"
@@ -162,9 +165,9 @@ async fn connect_and_ask(service: &Service, visitor: &Visitor, views: u64) -> Ve
             .unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         waiting.push(stream);
-        // No more than may wait to be accepted, and all in the end.
+        // Often enough that the accept queue does not fill up, and after the last one.
         if view % 500 == 0 || view == views {
-            all_are_read(service).await;
+            wait_until_all_are_read(service).await;
         }
     }
     waiting
@@ -184,22 +187,22 @@ async fn count(waiting: TcpStream) -> u64 {
     count.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Waits until the service has read all that it was sent: it has one thread, which takes one connection
-/// after the other.
-async fn all_are_read(service: &Service) {
+/// Waits until the service has read all requests so far. It is single-threaded and accepts connections
+/// in order, so they are read before this one is answered.
+async fn wait_until_all_are_read(service: &Service) {
     let live = Visitor::new().view(service, "/health/live").await;
     assert_eq!(live.status, 200);
 }
 
-/// Waits until the service holds no more connections than these.
-async fn all_have_left(service: &Service, others: usize) {
-    eventually("all have left", async || {
+/// Waits until the service has no more than this number of connections.
+async fn wait_for_disconnects(service: &Service, others: usize) {
+    eventually("the clients' connections are closed", async || {
         (connections(service) <= others).then_some(())
     })
     .await;
 }
 
-/// How many connections the service holds, or rather files, of which it opens no others.
+/// The number of connections of the service: of its open files, because it opens no other files.
 fn connections(service: &Service) -> usize {
     let files = std::fs::read_dir(format!("/proc/{}/fd", service.id()));
     files.unwrap().count()

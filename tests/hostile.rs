@@ -1,12 +1,12 @@
-//! Promise: whatever a client sends, by the thousand, it gets a clear answer or is hung up on; the
-//! service stays up, stores nothing but what a view stores, and takes no id that was offered.
+//! Promise: whatever a client sends, it gets a clear response or its connection is closed. The service
+//! keeps running, stores only sessions of views, and never adopts a session id from a client.
 
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
 };
 
-use crate::common::{PATIENCE, Redis, Service, session_id};
+use crate::common::{Redis, Service, TIMEOUT, session_id};
 use proptest::{
     collection::vec,
     prelude::*,
@@ -27,14 +27,14 @@ fn for_all<S: Strategy>(inputs: S, test: impl Fn(S::Value) -> Result<(), TestCas
     }
 }
 
-/// Sends the bytes on a connection of their own, perhaps with nothing to follow, and reads until
+/// Sends the bytes on a new connection, closes its write side if `shut_down` is set, and reads until
 /// the service closes it.
-fn exchange(service: &Service, bytes: &[u8], is_all: bool) -> Vec<u8> {
+fn exchange(service: &Service, bytes: &[u8], shut_down: bool) -> Vec<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // The service may hang up before it has read everything.
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    // The service may close the connection before it has read everything.
     let _ = stream.write_all(bytes);
-    if is_all {
+    if shut_down {
         let _ = stream.shutdown(Shutdown::Write);
     }
     let mut answer = Vec::new();
@@ -49,7 +49,7 @@ fn exchange(service: &Service, bytes: &[u8], is_all: bool) -> Vec<u8> {
     answer
 }
 
-/// One request with this target and these lines of header.
+/// Sends one request with this target and these header lines.
 fn request(service: &Service, target: &[u8], headers: &[&[u8]]) -> String {
     let mut bytes = [
         b"GET ",
@@ -146,7 +146,7 @@ fn paths() {
     assert_eq!(
         stored(&redis),
         views.get(),
-        "more is stored than was viewed"
+        "stored sessions and views differ"
     );
 }
 
@@ -154,7 +154,7 @@ fn paths() {
 fn headers() {
     let redis = Redis::start();
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    // A full Redis has each new visitor's view fail and be logged, with what the headers name.
+    // On a full Redis, the view of each new visitor fails and is logged with the trace of its headers.
     let service = Service::start([
         ("REDIS_URL", redis.url().as_str()),
         ("K_SERVICE", "sessions"),
@@ -201,17 +201,17 @@ fn headers() {
         });
         trace.is_some()
     });
-    assert_ne!(traced.count(), 0, "no case named a trace");
+    assert_ne!(traced.count(), 0, "no case had a trace");
 }
 
 #[test]
-fn anything_at_all() {
+fn arbitrary_bytes() {
     let redis = Redis::start();
     let service = Service::on(&redis);
     let bytes = prop_oneof![
         vec(any::<u8>(), 0..500),
         bytes_regex(r"(?s-u:(GET|HEAD|POST|PRI) (/|\*|http://x/foo) HTTP/[0-2]\.[0-9](\r\n|\n|\x00|:|[a-z]){0,50})").unwrap(),
-        // HTTP/2, as it begins and then goes on as it should not.
+        // The HTTP/2 preface, followed by arbitrary bytes.
         vec(any::<u8>(), 0..200)
             .prop_map(|rest| [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &rest].concat()),
     ];

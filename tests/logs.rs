@@ -1,5 +1,5 @@
-//! Promise: the log is quiet, tells each failure once, names the request's trace on Cloud Run, and
-//! never holds an id, a secret or a password.
+//! Promise: the log is quiet, reports each failure once, names the request's trace on Cloud Run, and
+//! never contains a session id, a secret or a password.
 
 use crate::common::{BROWSER, Redis, Service, Visitor, eventually, session_id};
 use futures_util::join;
@@ -11,7 +11,7 @@ const SECRET: &str = "signed with this, which nobody may read";
 const PASSWORD: &str = "hunter2";
 
 #[tokio::test]
-async fn a_view_leaves_no_line() {
+async fn a_view_logs_nothing() {
     let redis = Redis::start();
     for service in [Service::on(&redis), Service::start([])] {
         let mut visitor = Visitor::new();
@@ -25,21 +25,21 @@ async fn a_view_leaves_no_line() {
                 .view(&service, path)
                 .await;
         }
-        // Where the sessions are, where it listens, that it stopped.
+        // The store, the address, and the shutdown.
         let log = service.stop();
         assert_eq!(log.len(), 3, "{log:#?}");
     }
 }
 
 #[tokio::test]
-async fn redis_lost_and_back_is_a_line_each() {
+async fn an_outage_and_its_end_are_logged_once() {
     let redis = Redis::start();
     let port = redis.port;
     let service = Service::on(&redis);
     let mut visitor = Visitor::new();
     visitor.view(&service, "/").await;
     drop(redis);
-    // A returning and a new visitor, and one with an unknown id.
+    // A returning visitor, a new one, and one with an unknown id.
     let mut failed = [
         visitor.clone(),
         Visitor::new(),
@@ -57,7 +57,7 @@ async fn redis_lost_and_back_is_a_line_each() {
     let _redis = Redis::start_on(port);
     let lines =
         |log: Vec<String>, part: &str| log.iter().filter(|line| line.contains(part)).count();
-    eventually("Redis back in the log", async || {
+    eventually("the reconnect is logged", async || {
         (lines(service.log(), "Redis is connected") == 2).then_some(())
     })
     .await;
@@ -69,7 +69,7 @@ async fn redis_lost_and_back_is_a_line_each() {
 }
 
 #[tokio::test]
-async fn without_redis_it_is_said_once() {
+async fn a_start_without_redis_is_logged_once() {
     let service = Service::start([]);
     Visitor::new().view(&service, "/").await;
     let log = service.log();
@@ -80,12 +80,12 @@ async fn without_redis_it_is_said_once() {
     );
 }
 
-/// The log's lines as objects, each with Cloud Logging's fields.
+/// Parses the log and asserts that each line has the fields of Cloud Logging.
 fn entries(service: &Service) -> Vec<Value> {
     let entries: Vec<Value> = service
         .log()
         .iter()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
         .collect();
     for entry in &entries {
         let severity = entry["severity"].as_str().unwrap();
@@ -104,7 +104,7 @@ fn entries(service: &Service) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn on_cloud_run_a_line_is_json_with_the_requests_trace() {
+async fn on_cloud_run_lines_are_json_with_the_trace() {
     let redis = Redis::start();
     let service = Service::start([
         ("K_SERVICE", "sessions"),
@@ -129,7 +129,7 @@ async fn on_cloud_run_a_line_is_json_with_the_requests_trace() {
         ),
         ("x-cloud-trace-context", "", false),
     ];
-    for (index, (name, value, named)) in cases.into_iter().enumerate() {
+    for (index, (name, value, has_trace)) in cases.into_iter().enumerate() {
         let mut visitor = Visitor::new();
         visitor
             .headers
@@ -139,16 +139,16 @@ async fn on_cloud_run_a_line_is_json_with_the_requests_trace() {
             let mut warnings = entries(&service).into_iter();
             warnings
                 .by_ref()
-                // All but the first are for debugging.
+                // The first is a warning, the others are debug lines.
                 .filter(|entry| entry["message"].as_str().unwrap().contains("503"))
                 .nth(index)
         })
         .await;
         let trace = warning.get("logging.googleapis.com/trace");
         let expected = Value::from(format!("projects/a-project/traces/{TRACE}"));
-        assert_eq!(trace, named.then_some(&expected), "{name}: {value}");
+        assert_eq!(trace, has_trace.then_some(&expected), "{name}: {value}");
     }
-    // What does not happen inside a request has no trace.
+    // A line that is logged outside a request has no trace.
     assert!(
         entries(&service)[0]
             .get("logging.googleapis.com/trace")
@@ -156,8 +156,9 @@ async fn on_cloud_run_a_line_is_json_with_the_requests_trace() {
     );
 }
 
-/// Logs all there is, on a Redis that does not know a command; it then answers with the arguments.
-async fn assert_nothing_secret_is_logged(unknown_command: Option<&str>) {
+/// Logs at the most verbose level. With `unknown_command`, Redis does not know that command, and its
+/// error reply repeats the arguments.
+async fn assert_no_secret_is_logged(unknown_command: Option<&str>) {
     let options = match unknown_command {
         Some(command) => &["--requirepass", PASSWORD, "--rename-command", command, ""][..],
         None => &["--requirepass", PASSWORD],
@@ -182,7 +183,7 @@ async fn assert_nothing_secret_is_logged(unknown_command: Option<&str>) {
         secrets.extend(visitor.cookie.as_deref().map(session_id));
     }
     if let Some(cookie) = &visitor.cookie {
-        // With its record gone, the session layer asks for it once more.
+        // Without its record, the session layer loads the session once more.
         redis.cli(&["-a", PASSWORD, "DEL", &session_id(cookie)]);
         visitor.view(&service, "/").await;
     }
@@ -197,20 +198,20 @@ async fn assert_nothing_secret_is_logged(unknown_command: Option<&str>) {
         );
     }
     for line in &log {
-        let told = secrets.iter().find(|secret| line.contains(secret.as_str()));
-        assert_eq!(told, None, "{line}");
+        let leaked = secrets.iter().find(|secret| line.contains(secret.as_str()));
+        assert_eq!(leaked, None, "{line}");
     }
 }
 
 #[tokio::test]
-async fn nothing_secret_is_logged() {
-    assert_nothing_secret_is_logged(None).await;
+async fn no_secret_is_logged() {
+    assert_no_secret_is_logged(None).await;
 }
 
 #[tokio::test]
-async fn nothing_secret_is_logged_that_redis_repeats() {
+async fn no_secret_in_an_error_reply_is_logged() {
     join!(
-        assert_nothing_secret_is_logged(Some("EVALSHA")),
-        assert_nothing_secret_is_logged(Some("AUTH")),
+        assert_no_secret_is_logged(Some("EVALSHA")),
+        assert_no_secret_is_logged(Some("AUTH")),
     );
 }

@@ -1,4 +1,4 @@
-//! Promise: whatever happens to views in whatever order, visitors see what a plain map would tell them.
+//! Promise: for any sequence of views and faults, visitors see the counts of a simple model: a map.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ const VISITORS: usize = 3;
 const PATHS: [&str; 3] = ["/", "/foo", "/bar"];
 const INSTANCES: usize = 2;
 
-/// Who views what, and where.
+/// A view: indices into the visitors, `PATHS` and the instances.
 #[derive(Clone, Debug)]
 struct View {
     visitor: usize,
@@ -27,14 +27,14 @@ struct View {
 #[derive(Clone, Debug)]
 enum Event {
     View(View),
-    /// Views that overlap, while connections are cut so many times.
-    Together(Vec<View>, u8),
+    /// Concurrent views, while all connections are cut this number of times.
+    Concurrent(Vec<View>, u8),
     LostCall,
-    LostAnswer,
+    LostReply,
     Expiry(usize),
     Restart(usize),
-    EmptyScriptCache,
-    EmptyRedis,
+    FlushScriptCache,
+    FlushRedis,
 }
 
 fn view() -> impl Strategy<Value = View> {
@@ -49,23 +49,23 @@ fn view() -> impl Strategy<Value = View> {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => view().prop_map(Event::View),
-        4 => (vec(view(), 2..20), 0..4u8).prop_map(|(views, cuts)| Event::Together(views, cuts)),
+        4 => (vec(view(), 2..20), 0..4u8).prop_map(|(views, cuts)| Event::Concurrent(views, cuts)),
         2 => Just(Event::LostCall),
-        2 => Just(Event::LostAnswer),
+        2 => Just(Event::LostReply),
         2 => (0..VISITORS).prop_map(Event::Expiry),
         1 => (0..INSTANCES).prop_map(Event::Restart),
-        1 => Just(Event::EmptyScriptCache),
-        1 => Just(Event::EmptyRedis),
+        1 => Just(Event::FlushScriptCache),
+        1 => Just(Event::FlushRedis),
     ]
 }
 
-/// The service as it is, and as it should be.
+/// The service and the model.
 struct World {
     redis: Redis,
     proxy: Proxy,
     services: Vec<Service>,
     visitors: Vec<Visitor>,
-    /// Each visitor's living session: path to count.
+    /// The model: the counts of each visitor's session by path, or `None` without a session.
     sessions: Vec<Option<HashMap<usize, u64>>>,
 }
 
@@ -83,12 +83,12 @@ impl World {
         }
     }
 
-    async fn happen(&mut self, event: Event) {
+    async fn apply(&mut self, event: Event) {
         match event {
             Event::View(view) => self.view(view).await,
-            Event::Together(views, cuts) => self.view_together(views, cuts).await,
+            Event::Concurrent(views, cuts) => self.view_concurrently(views, cuts).await,
             Event::LostCall => self.proxy.lose_call(),
-            Event::LostAnswer => self.proxy.lose_answer(),
+            Event::LostReply => self.proxy.lose_reply(),
             Event::Expiry(visitor) => {
                 if let Some(cookie) = &self.visitors[visitor].cookie {
                     let id = session_id(cookie);
@@ -97,8 +97,8 @@ impl World {
                 self.sessions[visitor] = None;
             }
             Event::Restart(instance) => self.services[instance] = start(&self.proxy),
-            Event::EmptyScriptCache => drop(self.redis.cli(&["SCRIPT", "FLUSH"])),
-            Event::EmptyRedis => {
+            Event::FlushScriptCache => drop(self.redis.cli(&["SCRIPT", "FLUSH"])),
+            Event::FlushRedis => {
                 self.redis.cli(&["FLUSHALL"]);
                 self.sessions.fill(None);
             }
@@ -121,16 +121,16 @@ impl World {
         let session = self.sessions[visitor].get_or_insert_default();
         let expected = session.entry(path).or_default();
         *expected += 1;
-        assert_eq!(count, *expected, "of {}", PATHS[path]);
+        assert_eq!(count, *expected, "view of {}", PATHS[path]);
         assert_eq!(
             self.visitors[visitor].cookie != old,
             is_new,
-            "another session"
+            "session replaced, or not"
         );
     }
 
-    async fn view_together(&mut self, views: Vec<View>, cuts: u8) {
-        // Overlapping views without a session each begin one: who has none begins it before.
+    async fn view_concurrently(&mut self, views: Vec<View>, cuts: u8) {
+        // Concurrent views without a session would each create one, so create it first.
         for view in &views {
             if self.sessions[view.visitor].is_none() {
                 self.view(view.clone()).await;
@@ -170,7 +170,7 @@ fn start(proxy: &Proxy) -> Service {
 }
 
 #[test]
-fn whatever_happens_a_plain_map_knows() {
+fn the_service_behaves_like_the_model() {
     let config = Config {
         cases: 50,
         failure_persistence: None,
@@ -182,7 +182,7 @@ fn whatever_happens_a_plain_map_knows() {
         let case = async {
             let mut world = World::new().await;
             for event in events {
-                world.happen(event).await;
+                world.apply(event).await;
             }
         };
         runtime.block_on(case);

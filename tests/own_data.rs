@@ -1,15 +1,17 @@
-//! Promise: a developer's own page, added as the README does, keeps its data in the session, and
-//! neither that data nor the views disturb each other.
+//! Promise: pages that are added as in the README keep their data in the session. This data and the
+//! views do not affect each other.
 
-use axum::{Extension, extract::Path, routing::get};
+use axum::{Extension, extract::Path, http::StatusCode, routing::get};
 use clap::Parser;
 use cloud_run_sessions::{
-    app::{self, counted},
     config::Config,
-    error::Error,
-    server, session,
     store::Store,
-    views::ViewCount,
+    web::{
+        app::{self, counted},
+        error::Error,
+        server, session,
+        views::ViewCount,
+    },
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -17,7 +19,7 @@ use tower_sessions::Session;
 
 use crate::common::{Redis, Visitor, session_id};
 
-/// All that a session can hold.
+/// A sample of every kind of value that a session can hold.
 fn values() -> Vec<Value> {
     vec![
         json!("text, Ünïcödé and \"quotes\" / \u{1F980} \u{0}"),
@@ -30,7 +32,7 @@ fn values() -> Vec<Value> {
     ]
 }
 
-/// Keeps a value, and tells the views.
+/// Stores a value and returns the sentence.
 async fn keep(
     session: Session,
     Path(index): Path<usize>,
@@ -40,7 +42,7 @@ async fn keep(
     Ok(format!("you viewed this page {count} times"))
 }
 
-/// Tells what is kept.
+/// Returns the stored value.
 async fn kept(session: Session) -> Result<String, Error> {
     let kept: Option<Value> = session.get("kept").await?;
     Ok(json!(kept).to_string())
@@ -52,14 +54,14 @@ async fn leave(session: Session) -> Result<&'static str, Error> {
     Ok("gone")
 }
 
-/// Begins the session anew, as one does at a login.
+/// Starts a new session, as a login does.
 async fn begin(session: Session) -> Result<String, Error> {
     session.flush().await?;
     session.insert("begun", true).await?;
     Ok("begun".to_owned())
 }
 
-/// Gives the session another id, as one does at a login that keeps what there is.
+/// Changes the session's id and keeps its data, as a login can do.
 async fn cycle(
     session: Session,
     Extension(ViewCount(count)): Extension<ViewCount>,
@@ -68,18 +70,30 @@ async fn cycle(
     Ok(format!("you viewed this page {count} times"))
 }
 
-/// Takes what is kept for a number.
+/// Fails unless the stored value is a number.
 async fn number(session: Session) -> Result<String, Error> {
     let number: Option<u64> = session.get("kept").await?;
     Ok(json!(number).to_string())
 }
 
-/// Serves the service with these pages and gives its port.
+/// Returns an error with its own body.
+async fn own() -> (StatusCode, &'static str) {
+    (StatusCode::INTERNAL_SERVER_ERROR, "my own words")
+}
+
+/// Returns an error without a body.
+async fn empty() -> StatusCode {
+    StatusCode::INTERNAL_SERVER_ERROR
+}
+
+/// Serves the application with these pages and returns the port.
 async fn serve(settings: &[&str]) -> u16 {
     let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
     let config = Config::try_parse_from(settings).unwrap();
     let store = Store::open(&config);
-    let app = app::router(&store, &config)
+    let routes = app::router(&store, &config)
+        .route("/own", counted(get(own), &store, &config))
+        .route("/empty", counted(get(empty), &store, &config))
         .route("/keep/{index}", counted(get(keep), &store, &config))
         .route("/kept", counted(get(kept), &store, &config))
         .route("/number", counted(get(number), &store, &config))
@@ -91,11 +105,15 @@ async fn serve(settings: &[&str]) -> u16 {
         .route("/leave", counted(get(leave), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    tokio::spawn(server::serve(listener, app, std::future::pending()));
+    tokio::spawn(server::serve(
+        listener,
+        app::service(routes),
+        std::future::pending(),
+    ));
     port
 }
 
-async fn assert_kept_beside_views(service: u16, first_is_kept: bool) {
+async fn assert_data_and_counts(service: u16, first_is_kept: bool) {
     for (index, value) in values().iter().enumerate() {
         let keep = format!("/keep/{index}");
         let mut visitor = Visitor::new();
@@ -109,13 +127,13 @@ async fn assert_kept_beside_views(service: u16, first_is_kept: bool) {
             assert_eq!(
                 visitor.count(&service, "/").await,
                 roots,
-                "with {value} kept"
+                "with the value {value}"
             );
             keeps += 1;
             assert_eq!(
                 visitor.count(&service, &keep).await,
                 keeps,
-                "with {value} kept"
+                "with the value {value}"
             );
             let kept = visitor.view(&service, "/kept").await;
             assert_eq!(kept.body, value.to_string());
@@ -124,19 +142,19 @@ async fn assert_kept_beside_views(service: u16, first_is_kept: bool) {
 }
 
 #[tokio::test]
-async fn own_data_and_views_live_side_by_side() {
+async fn own_data_and_views_do_not_affect_each_other() {
     let redis = Redis::start();
     let redis = serve(&["--redis-url", &redis.url()]).await;
     let memory = serve(&[]).await;
     for service in [redis, memory] {
         for first_is_kept in [false, true] {
-            assert_kept_beside_views(service, first_is_kept).await;
+            assert_data_and_counts(service, first_is_kept).await;
         }
     }
 }
 
 #[tokio::test]
-async fn what_goes_wrong_on_an_added_page_is_told_as_on_all_others() {
+async fn an_error_of_an_added_page_looks_like_any_other() {
     let service = serve(&[]).await;
     let mut visitor = Visitor::new();
     visitor.count(&service, "/keep/0").await;
@@ -149,7 +167,7 @@ async fn what_goes_wrong_on_an_added_page_is_told_as_on_all_others() {
 }
 
 #[tokio::test]
-async fn a_session_that_its_visitor_leaves_is_gone_with_its_views() {
+async fn a_flushed_session_is_deleted_with_its_views() {
     let redis = Redis::start();
     let on_redis = serve(&["--redis-url", &redis.url()]).await;
     let memory = serve(&[]).await;
@@ -168,7 +186,7 @@ async fn a_session_that_its_visitor_leaves_is_gone_with_its_views() {
 }
 
 #[tokio::test]
-async fn a_session_that_begins_anew_does_not_take_the_id_that_was_offered() {
+async fn a_new_session_does_not_adopt_the_id_of_the_client() {
     let redis = Redis::start();
     let redis = serve(&["--redis-url", &redis.url()]).await;
     let memory = serve(&[]).await;
@@ -181,7 +199,7 @@ async fn a_session_that_begins_anew_does_not_take_the_id_that_was_offered() {
 }
 
 #[tokio::test]
-async fn another_id_begins_the_views_anew_and_keeps_the_data() {
+async fn a_new_id_restarts_the_counts_and_keeps_the_data() {
     let redis = Redis::start();
     let redis = serve(&["--redis-url", &redis.url()]).await;
     let memory = serve(&[]).await;
@@ -207,4 +225,33 @@ async fn another_id_begins_the_views_anew_and_keeps_the_data() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_page_keeps_its_own_500() {
+    let service = serve(&[]).await;
+    for (path, body) in [("/own", "my own words"), ("/empty", "")] {
+        // As a new visitor, and as one with a session.
+        let mut visitor = Visitor::new();
+        for visitor in [&mut Visitor::new(), &mut visitor] {
+            visitor.view(&service, "/").await;
+            let answer = visitor.view(&service, path).await;
+            assert_eq!((answer.status, answer.body.as_str()), (500, body), "{path}");
+            assert_eq!(answer.header("retry-after"), None, "{path}: {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_saved_is_a_503() {
+    let redis = Redis::start();
+    let service = serve(&["--redis-url", &redis.url()]).await;
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    // /begin does not count, so only saving the session fails.
+    let answer = visitor.view(&service, "/begin").await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.body.contains("please try again"), "{answer:?}");
+    assert_eq!(answer.header("retry-after"), Some("1"), "{answer:?}");
 }

@@ -1,5 +1,5 @@
-//! Promise: each page tells each visitor how often they viewed it, in the form they ask for, and
-//! nothing but a page's GET is a view. The same on Redis and on the embedded store.
+//! Promise: each page tells each visitor how often they have viewed it, as plain text or HTML. Only a
+//! `GET` of a page is a view. Redis and the embedded store behave alike.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use reqwest::{
 };
 use sha2::{Digest, Sha256};
 
-/// Runs a test on both stores. `None` is the embedded one.
+/// Runs a test on both stores. The embedded store has no `Redis`.
 async fn on_both(test: impl AsyncFn(&Service, Option<&Redis>)) {
     let redis = Redis::start();
     test(&Service::on(&redis), Some(&redis)).await;
@@ -19,7 +19,7 @@ async fn on_both(test: impl AsyncFn(&Service, Option<&Redis>)) {
 }
 
 #[tokio::test]
-async fn each_page_counts_for_itself_and_each_visitor() {
+async fn views_are_counted_per_page_and_visitor() {
     on_both(async |service, _| {
         let (mut ada, mut bob) = (Visitor::new(), Visitor::new());
         let paths = [
@@ -41,7 +41,7 @@ async fn each_page_counts_for_itself_and_each_visitor() {
 }
 
 #[tokio::test]
-async fn text_is_the_sentence_and_nothing_else() {
+async fn plain_text_is_only_the_sentence() {
     on_both(async |service, _| {
         for accept in ["*/*", "", "application/json"] {
             let answer = Visitor::new()
@@ -58,7 +58,7 @@ async fn text_is_the_sentence_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_browser_gets_a_page_with_links() {
+async fn a_browser_gets_html_with_links() {
     on_both(async |service, _| {
         let answer = Visitor::new()
             .request(Method::GET, service, "/foo", BROWSER)
@@ -81,7 +81,7 @@ async fn a_browser_gets_a_page_with_links() {
 }
 
 #[tokio::test]
-async fn no_answer_of_a_page_may_be_kept() {
+async fn no_response_of_a_page_may_be_cached() {
     on_both(async |service, _| {
         for method in [Method::GET, Method::HEAD, Method::POST] {
             for accept in ["*/*", BROWSER] {
@@ -118,7 +118,7 @@ async fn head_is_answered_and_not_counted() {
             assert_eq!(
                 head.header("content-length"),
                 None,
-                "no view, so no length is known"
+                "the length depends on the count, which a HEAD does not have"
             );
             assert_eq!(head.cookie(), None);
         }
@@ -131,12 +131,12 @@ async fn head_is_answered_and_not_counted() {
 }
 
 #[tokio::test]
-async fn head_says_what_get_would() {
+async fn head_has_the_headers_of_get() {
     let redis = Redis::start();
     let service = Service::on(&redis);
-    // The health of its store is an error with words of its own.
+    // Without Redis, /health/ready is an error with its own text.
     drop(redis);
-    for mut visitor in [Visitor::new(), Visitor::by_http_2()] {
+    for mut visitor in [Visitor::new(), Visitor::with_http2()] {
         for path in ["/unknown", "/health/live", "/health/ready"] {
             for accept in ["*/*", BROWSER] {
                 let get = visitor.request(Method::GET, &service, path, accept).await;
@@ -187,7 +187,7 @@ async fn an_unknown_path_stores_nothing() {
             "/health",
         ];
         for path in tries.chain(others.map(str::to_owned)) {
-            // As somebody new, and as somebody with a session.
+            // As a new visitor, and as one with a session.
             for mut visitor in [Visitor::new(), visitor.clone()] {
                 let answer = visitor.view(service, &path).await;
                 assert_eq!(answer.status, 404, "{path}");
@@ -201,7 +201,7 @@ async fn an_unknown_path_stores_nothing() {
 }
 
 #[tokio::test]
-async fn an_unknown_path_is_told_in_the_form_asked_for() {
+async fn an_unknown_path_gets_text_or_html() {
     let service = Service::start([]);
     let text = Visitor::new()
         .request(Method::GET, &service, "/x", "*/*")
@@ -217,12 +217,12 @@ async fn an_unknown_path_is_told_in_the_form_asked_for() {
     assert!(page.body.contains("there is no page here"), "{page:?}");
     assert!(
         !page.body.contains("<x>"),
-        "the path stands unescaped: {page:?}"
+        "the path is not escaped: {page:?}"
     );
 }
 
 #[tokio::test]
-async fn health_touches_no_session() {
+async fn health_checks_create_no_session() {
     on_both(async |service, redis| {
         for path in ["/health/live", "/health/ready"] {
             let answer = Visitor::new().view(service, path).await;
@@ -233,8 +233,8 @@ async fn health_touches_no_session() {
     .await;
 }
 
-/// Each answer that can be a page, asked for in this form: what it is, and the answer.
-async fn all_answers(accept: &str) -> Vec<(&'static str, Answer)> {
+/// One response of each kind for this `Accept` header, each with its name.
+async fn all_responses(accept: &str) -> Vec<(&'static str, Answer)> {
     let redis = Redis::start();
     let service = Service::on(&redis);
     let get = async |path| {
@@ -259,7 +259,7 @@ async fn all_answers(accept: &str) -> Vec<(&'static str, Answer)> {
             prefetch.request(Method::GET, &service, "/", accept).await,
         ),
     ];
-    redis.order(&["CONFIG", "SET", "maxmemory", "1"]);
+    redis.expect_ok(&["CONFIG", "SET", "maxmemory", "1"]);
     answers.push(("a 503", get("/foo").await));
     let statuses = answers.iter().map(|(_, answer)| answer.status);
     let statuses: Vec<_> = statuses.collect();
@@ -275,8 +275,8 @@ fn purpose(value: &'static str) -> HeaderMap {
 }
 
 #[tokio::test]
-async fn a_browser_is_told_to_do_nothing_but_show_the_page() {
-    for (what, answer) in all_answers(BROWSER).await {
+async fn the_headers_restrict_the_browser_to_showing_the_page() {
+    for (what, answer) in all_responses(BROWSER).await {
         let policy = answer.header("content-security-policy").unwrap_or_default();
         let mut directives = policy.split("; ");
         assert_eq!(directives.next(), Some("default-src 'none'"), "{what}");
@@ -311,13 +311,13 @@ async fn a_browser_is_told_to_do_nothing_but_show_the_page() {
 }
 
 #[tokio::test]
-async fn a_page_is_small_and_whole() {
+async fn a_page_is_small_and_self_contained() {
     const BOUND: usize = 6000;
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/templates/page.html");
     let template = fs::read(template).unwrap().len();
     println!("the template has {template} bytes");
     assert!(template <= BOUND, "the template has {template} bytes");
-    for (what, answer) in all_answers(BROWSER).await {
+    for (what, answer) in all_responses(BROWSER).await {
         let page = answer.body;
         println!("{what} has {} bytes", page.len());
         assert!(page.len() <= BOUND, "{what} has {} bytes", page.len());
@@ -344,8 +344,8 @@ async fn a_page_is_small_and_whole() {
 }
 
 #[tokio::test]
-async fn text_is_one_line_whatever_it_says() {
-    for (what, answer) in all_answers("*/*").await {
+async fn every_plain_text_is_one_line() {
+    for (what, answer) in all_responses("*/*").await {
         let content_type = answer.header("content-type");
         assert_eq!(content_type, Some("text/plain; charset=utf-8"), "{what}");
         let lines = if what == "a HEAD" { 0 } else { 1 };
@@ -355,7 +355,7 @@ async fn text_is_one_line_whatever_it_says() {
 }
 
 #[tokio::test]
-async fn a_prefetch_is_no_view() {
+async fn a_prefetch_is_not_a_view() {
     on_both(async |service, redis| {
         let mut visitor = Visitor::new();
         visitor.view(service, "/").await;
@@ -366,7 +366,7 @@ async fn a_prefetch_is_no_view() {
             "prefetch; anonymous-client-ip",
             "prefetch;prerender;preview",
         ] {
-            // As somebody new, and as somebody with a session.
+            // As a new visitor, and as one with a session.
             for mut visitor in [Visitor::new(), visitor.clone()] {
                 visitor.headers = purpose(value);
                 for accept in [BROWSER, "*/*"] {
@@ -374,7 +374,7 @@ async fn a_prefetch_is_no_view() {
                     assert_eq!(get.status, 503, "{value}: {get:?}");
                     assert_eq!(get.cookie(), None, "{value}: {get:?}");
                     assert_eq!(get.header("cache-control"), Some("no-store"), "{value}");
-                    // When the visitor comes, nobody knows; and the session is not out of reach.
+                    // A retry would be refused as well, and the session is available.
                     assert_eq!(get.header("retry-after"), None, "{value}");
                     assert!(!get.body.contains("out of reach"), "{value}: {get:?}");
                     let head = visitor.request(Method::HEAD, service, "/", accept).await;

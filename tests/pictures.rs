@@ -1,4 +1,4 @@
-//! The README's pictures of the page, made by `tests/run pictures -- --ignored`.
+//! Creates the README's pictures of the page: `tests/run pictures -- --ignored`.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use crate::common::{Browser, Redis, Scheme, Service};
 
 const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/pictures");
 
-/// A picture has so many bytes at most.
-const SMALL: usize = 60_000;
+/// The maximum size of a picture in bytes.
+const MAX_BYTES: usize = 60_000;
 
 #[tokio::test]
 #[ignore = "writes docs/pictures"]
@@ -21,14 +21,15 @@ async fn pictures() {
     fs::create_dir_all(PICTURES).unwrap();
     for (scheme, name) in [(Scheme::Light, "light"), (Scheme::Dark, "dark")] {
         for width in [390, 1280] {
-            browser.look(scheme, width, 1).await;
-            // The same number in each.
+            browser.emulate(scheme, width, 1).await;
+            // Every picture shows the same count.
             browser.driver.delete_all_cookies().await.unwrap();
             for _ in 0..3 {
                 browser.open(&service, "/foo").await;
             }
+            assert_eq!(browser.views().await, 3);
             let picture = browser.driver.screenshot_as_png().await.unwrap();
-            assert!(picture.len() < SMALL, "{} bytes", picture.len());
+            assert!(picture.len() < MAX_BYTES, "{} bytes", picture.len());
             fs::write(format!("{PICTURES}/{name}-{width}.png"), picture).unwrap();
         }
     }

@@ -1,6 +1,6 @@
-//! What the service promises, one file each, tried on the real program beside real Redis servers.
+//! The promises of the service, one file each, tested with the real program and real Redis servers.
 //!
-//! They are one program, so that it is built and linked once and all of them run side by side.
+//! One test binary: linked once, and all tests run in parallel.
 
 mod common;
 
@@ -29,4 +29,3 @@ mod settings;
 mod shutdown;
 mod timeouts;
 mod tls;
-mod unavailable;

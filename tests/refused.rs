@@ -1,6 +1,6 @@
-//! Promise: a password that Redis refuses, or a certificate of Redis that does not verify, ends the
-//! program within 5 s of its start, with one line that says which and shows no secret. Trouble of
-//! the network never ends it.
+//! Promise: if Redis refuses the password or its certificate does not verify, the program exits within
+//! 5 s of its start, with one line that names the cause and contains no secret. Network errors never
+//! make it exit.
 
 use std::time::{Duration, Instant};
 
@@ -8,47 +8,52 @@ use crate::common::{
     Authority, Redis, Service, Visitor, eventually, free_port, program, run, sentinel,
 };
 
-const PROMISE: Duration = Duration::from_secs(5);
+/// The program exits by then.
+const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Stands in every password here.
+/// Part of every password in this file that must not be printed.
 const MARK: &str = "hunter2";
 
-/// The program must end by itself, with one line that names the cause.
-fn assert_ends(url: &str, certificates: Option<&str>, cause: &str) {
+/// Asserts that the program exits with one line that names the cause.
+fn assert_exits(url: &str, certificates: Option<&str>, cause: &str) {
     let mut program = program([("REDIS_URL", url)]);
     program.envs(certificates.map(|file| ("SSL_CERT_FILE", file)));
     let begin = Instant::now();
-    let (code, stdout, stderr) = run(&mut program, 2 * PROMISE);
-    let said = format!("{url}, on standard output:\n{stdout}on standard error:\n{stderr}");
-    assert_eq!(code, Some(1), "{said}");
-    assert!(begin.elapsed() < PROMISE, "{:?}: {said}", begin.elapsed());
-    assert_eq!(stderr.lines().count(), 1, "{said}");
-    assert!(stderr.starts_with("REDIS_URL"), "{said}");
-    assert!(stderr.contains(cause), "no {cause:?}: {said}");
-    assert!(!stdout.contains(MARK), "shows a secret: {said}");
-    assert!(!stderr.contains(MARK), "shows a secret: {said}");
+    let (code, stdout, stderr) = run(&mut program, 2 * DEADLINE);
+    let output = format!("{url}, standard output:\n{stdout}standard error:\n{stderr}");
+    assert_eq!(code, Some(1), "{output}");
+    assert!(
+        begin.elapsed() < DEADLINE,
+        "{:?}: {output}",
+        begin.elapsed()
+    );
+    assert_eq!(stderr.lines().count(), 1, "{output}");
+    assert!(stderr.starts_with("REDIS_URL"), "{output}");
+    assert!(stderr.contains(cause), "no {cause:?}: {output}");
+    assert!(!stdout.contains(MARK), "prints a secret: {output}");
+    assert!(!stderr.contains(MARK), "prints a secret: {output}");
 }
 
 #[test]
 fn a_wrong_password() {
     let redis = Redis::start_with(&["--requirepass", "the right one"]);
     let address = format!("localhost:{}", redis.port);
-    assert_ends(&format!("redis://:{MARK}@{address}"), None, "password");
-    assert_ends(&format!("redis://ada:{MARK}@{address}"), None, "password");
+    assert_exits(&format!("redis://:{MARK}@{address}"), None, "password");
+    assert_exits(&format!("redis://ada:{MARK}@{address}"), None, "password");
 }
 
 #[test]
 fn no_password_where_one_is_required() {
     let redis = Redis::start_with(&["--requirepass", MARK]);
-    assert_ends(&redis.url(), None, "password");
+    assert_exits(&redis.url(), None, "password");
 }
 
 #[test]
-fn a_wrong_password_by_tls() {
+fn a_wrong_password_over_tls() {
     let authority = Authority::new();
     let redis = authority.redis("localhost", "the right one");
     let url = format!("rediss://:{MARK}@localhost:{}", redis.port);
-    assert_ends(&url, Some(&authority.file()), "password");
+    assert_exits(&url, Some(&authority.file()), "password");
 }
 
 #[test]
@@ -63,7 +68,7 @@ fn a_wrong_password_in_a_cluster() {
         "the right one",
     ]);
     let url = format!("redis-cluster://:{MARK}@127.0.0.1:{}", redis.port);
-    assert_ends(&url, None, "password");
+    assert_exits(&url, None, "password");
 }
 
 #[test]
@@ -74,15 +79,15 @@ fn a_wrong_password_behind_sentinel() {
         "redis-sentinel://:{MARK}@127.0.0.1:{}?sentinelServiceName=main",
         sentinel.port
     );
-    assert_ends(&url, None, "password");
+    assert_exits(&url, None, "password");
 }
 
 #[test]
-fn a_certificate_that_somebody_else_has_signed() {
+fn a_certificate_of_an_unknown_authority() {
     let (trusted, other) = (Authority::new(), Authority::new());
     let redis = other.redis("localhost", MARK);
     let url = format!("rediss://:{MARK}@localhost:{}", redis.port);
-    assert_ends(&url, Some(&trusted.file()), "certificate");
+    assert_exits(&url, Some(&trusted.file()), "certificate");
 }
 
 #[test]
@@ -90,12 +95,12 @@ fn a_certificate_for_another_host() {
     let authority = Authority::new();
     let redis = authority.redis("redis.example", MARK);
     let url = format!("rediss://:{MARK}@localhost:{}", redis.port);
-    assert_ends(&url, Some(&authority.file()), "certificate");
+    assert_exits(&url, Some(&authority.file()), "certificate");
 }
 
-async fn assert_goes_on(url: &str) {
+async fn assert_keeps_running(url: &str) {
     let service = Service::start([("REDIS_URL", url)]);
-    eventually("a line that says why", async || {
+    eventually("a line with the cause", async || {
         let log = service.log();
         let line = log.iter().find(|line| line.contains("cannot be reached"));
         line.is_some().then_some(())
@@ -103,19 +108,19 @@ async fn assert_goes_on(url: &str) {
     .await;
     let live = Visitor::new().view(&service, "/health/live").await;
     assert_eq!(live.status, 200, "{live:?}");
-    // With 0, as any other program that is told to go.
+    // SIGTERM ends it as usual, with exit code 0.
     let log = service.stop();
     assert!(!log.iter().any(|line| line.contains(MARK)), "{log:#?}");
 }
 
 #[tokio::test]
-async fn a_host_that_nobody_knows_is_looked_for_on() {
-    assert_goes_on(&format!("redis://:{MARK}@no-such-host.invalid")).await;
+async fn an_unknown_host_does_not_end_the_program() {
+    assert_keeps_running(&format!("redis://:{MARK}@no-such-host.invalid")).await;
 }
 
 #[tokio::test]
-async fn a_port_that_nobody_listens_on_is_tried_on() {
+async fn a_closed_port_does_not_end_the_program() {
     let port = free_port();
-    assert_goes_on(&format!("redis://:{MARK}@localhost:{port}")).await;
-    assert_goes_on(&format!("rediss://:{MARK}@localhost:{port}")).await;
+    assert_keeps_running(&format!("redis://:{MARK}@localhost:{port}")).await;
+    assert_keeps_running(&format!("rediss://:{MARK}@localhost:{port}")).await;
 }

@@ -1,28 +1,29 @@
-//! Promise: the script that counts leaves nothing half done, whatever Redis answers inside it, and says
-//! nothing that could be taken for another visitor's number.
+//! Promise: the script that counts is atomic even if a command inside it fails, and no error text can
+//! be mistaken for the count of another visitor.
 
 use crate::common::{Redis, Service, Visitor, behind_proxy, session_id};
 
-/// Ms that a record lives, ms that views end before it, seconds that a reply is kept, the first view's key.
+/// The time to live of a record in ms, how many ms before it the views expire, the time to live of a
+/// reply in s, and the key of the first view.
 const SETTINGS: [&str; 4] = ["100000", "1000", "3600", "1"];
 
-/// A record of a session that began with a view of `/foo`, as the library writes it.
+/// A visitor after one view of `/foo`, and the id of the session, whose record tower-sessions wrote.
 async fn session(redis: &Redis, service: &Service) -> (Visitor, String) {
     let mut visitor = Visitor::new();
     assert_eq!(visitor.count(service, "/foo").await, 1);
     let id = session_id(visitor.cookie.as_ref().unwrap());
-    assert!(redis.left(&id) > 0);
+    assert!(redis.pttl(&id) > 0);
     (visitor, id)
 }
 
-/// Calls the script for one view of `/foo`, after some Lua of the test's.
+/// Calls the script for one view of `/foo`, preceded by some Lua.
 fn count(redis: &Redis, before: &str, number: &str, id: &str) -> String {
     let views = format!("v:{{{id}}}");
     let arguments = [&[number], &SETTINGS[..], &["/foo", "1"]].concat();
     redis.count_views(before, &["calls:test", id, &views], &arguments)
 }
 
-/// Lua that has a command fail with this error.
+/// Lua that makes a command fail with this error.
 fn failing(command: &str, error: &str) -> String {
     format!(
         "local server = redis
@@ -34,7 +35,7 @@ fn failing(command: &str, error: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_error_is_one_line_whatever_it_holds() {
+async fn an_error_is_one_line_whatever_it_contains() {
     let redis = Redis::start();
     let (_, id) = session(&redis, &Service::on(&redis)).await;
     for (command, error) in [
@@ -47,27 +48,27 @@ async fn an_error_is_one_line_whatever_it_holds() {
         assert_eq!(lines.len(), 2, "{command}: {reply:?}");
         assert!(lines[1].starts_with('-'), "{command}: {reply:?}");
         assert_eq!(
-            redis.left(&format!("v:{{{id}}}")),
+            redis.pttl(&format!("v:{{{id}}}")),
             -2,
-            "{command} leaves views"
+            "{command}: views exist"
         );
         redis.cli(&["DEL", "calls:test"]);
     }
 }
 
 #[tokio::test]
-async fn a_reply_that_cannot_be_kept_undoes_all() {
+async fn a_reply_that_cannot_be_stored_undoes_the_views() {
     let redis = Redis::start();
     let (_, id) = session(&redis, &Service::on(&redis)).await;
     let views = format!("v:{{{id}}}");
     let reply = count(&redis, &failing("SET", "OOM no memory"), "1", &id);
     assert!(reply.contains("OOM no memory"), "{reply}");
-    assert_eq!(redis.left(&views), -2);
+    assert_eq!(redis.pttl(&views), -2);
     assert_eq!(count(&redis, "", "1", &id), "1\n2");
     let reply = count(&redis, &failing("SET", "OOM no memory"), "2", &id);
     assert!(reply.contains("OOM no memory"), "{reply}");
     assert_eq!(redis.cli(&["HGET", &views, "/foo"]), "2");
-    // What is kept there is no reply.
+    // The key of the reply has another type.
     redis.cli(&["DEL", "calls:test"]);
     redis.cli(&["RPUSH", "calls:test", "x"]);
     let reply = count(&redis, "", "2", &id);
@@ -76,18 +77,18 @@ async fn a_reply_that_cannot_be_kept_undoes_all() {
 }
 
 #[tokio::test]
-async fn a_call_that_comes_too_late_leaves_no_trace() {
+async fn an_outdated_call_changes_nothing() {
     let redis = Redis::start();
     let (_, id) = session(&redis, &Service::on(&redis)).await;
     let views = format!("v:{{{id}}}");
-    redis.order(&["SET", "calls:test", "5\n77"]);
+    redis.expect_ok(&["SET", "calls:test", "5\n77"]);
     redis.cli(&["PEXPIRE", &id, "50000"]);
-    // It would have been the second view, and have renewed the session.
+    // This call would have counted the second view and renewed the session.
     assert_eq!(count(&redis, "", "4", &id), "5\n77");
     assert_eq!(redis.cli(&["GET", "calls:test"]), "5\n77");
-    assert_eq!(redis.left(&views), -2);
-    assert!(redis.left(&id) <= 50_000, "renewed");
-    // It would have been a view of another page.
+    assert_eq!(redis.pttl(&views), -2);
+    assert!(redis.pttl(&id) <= 50_000, "renewed");
+    // This one would have counted a view of another page.
     assert_eq!(count(&redis, "", "6", &id), "6\n2");
     let arguments = [&["5"], &SETTINGS[..], &["/bar", "1"]].concat();
     let keys = ["calls:test", &id, &views];
@@ -125,7 +126,7 @@ async fn a_record_that_cannot_be_unpacked_loses_no_view() {
             redis.cli(&["DEL", &id]);
         }
         redis.cli(broken);
-        // Together with views that are counted.
+        // In one batch with views that are counted.
         proxy.close();
         let views = (0..10).map(async |n| {
             let mut visitor = if n % 3 == 1 {
@@ -141,7 +142,7 @@ async fn a_record_that_cannot_be_unpacked_loses_no_view() {
         let statuses = futures_util::future::join_all(views).await;
         let refused = statuses.iter().filter(|status| **status == 503).count();
         assert_eq!(refused, 3, "{statuses:?}");
-        assert_eq!(redis.left(&format!("v:{{{id}}}")), -2, "views are left");
+        assert_eq!(redis.pttl(&format!("v:{{{id}}}")), -2, "views exist");
         redis.cli(&["COPY", &record, &id, "REPLACE"]);
     }
     assert_eq!(visitor.count(&service, "/foo").await, 2);
@@ -149,7 +150,7 @@ async fn a_record_that_cannot_be_unpacked_loses_no_view() {
 }
 
 #[tokio::test]
-async fn ids_that_somebody_made_up_leave_nothing_behind() {
+async fn made_up_ids_leave_nothing_behind() {
     let redis = Redis::start();
     let service = Service::on(&redis);
     for n in 10..20 {

@@ -1,5 +1,5 @@
-//! Promise: the cookie is the seed's, hardened; an id that is not a living session of ours gets a
-//! fresh session with a fresh id; an expired session is over.
+//! Promise: the cookie is that of the original Express app, with safe attributes added. A client without
+//! the id of a live session gets a new session with a new id. A session ends when it expires.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ async fn cookie_attributes(service: &Service) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn the_cookie_ends_with_the_browser() {
+async fn the_cookie_is_a_session_cookie() {
     let service = Service::start([]);
     let expected = ["id", "HttpOnly", "SameSite=Lax", "Path=/"].map(str::to_owned);
     assert_eq!(cookie_attributes(&service).await, expected.into());
@@ -52,29 +52,29 @@ async fn the_cookie_is_set_once() {
     }
 }
 
-/// Offers each cookie: the answer must be the first view of a session with an id of its own.
-async fn assert_fresh(service: &Service, redis: Option<&Redis>, offers: &[String]) {
-    for offer in offers {
-        let mut visitor = Visitor::with_cookie(offer);
+/// Asserts that a request with each of these cookies starts a new session with a new id.
+async fn assert_new_session(service: &Service, redis: Option<&Redis>, cookies: &[String]) {
+    for cookie in cookies {
+        let mut visitor = Visitor::with_cookie(cookie);
         let answer = visitor.view(service, "/").await;
-        assert_eq!(answer.count(), 1, "{offer}");
-        let id = session_id(&answer.cookie().expect("a fresh cookie"));
-        assert!(!offer.contains(&id), "{offer} was offered and taken");
+        assert_eq!(answer.count(), 1, "{cookie}");
+        let id = session_id(&answer.cookie().expect("a new cookie"));
+        assert!(!cookie.contains(&id), "the id in {cookie} was adopted");
         if let Some(redis) = redis {
             let keys = redis.keys();
-            assert!(keys.contains(&id), "{offer}");
+            assert!(keys.contains(&id), "{cookie}");
             assert!(
-                keys.iter().all(|key| !offer.contains(key.as_str())),
-                "{offer}: {keys:?}"
+                keys.iter().all(|key| !cookie.contains(key.as_str())),
+                "{cookie}: {keys:?}"
             );
         }
-        assert_eq!(visitor.count(service, "/").await, 2, "{offer}");
+        assert_eq!(visitor.count(service, "/").await, 2, "{cookie}");
     }
 }
 
 #[tokio::test]
-async fn an_id_that_is_none_of_ours_gets_a_fresh_session() {
-    let offers = [
+async fn an_unknown_or_malformed_id_gets_a_new_session() {
+    let cookies = [
         UNKNOWN,
         "",
         "x",
@@ -90,12 +90,12 @@ async fn an_id_that_is_none_of_ours_gets_a_fresh_session() {
     ]
     .map(|id| format!("id={id}"));
     let redis = Redis::start();
-    assert_fresh(&Service::on(&redis), Some(&redis), &offers).await;
-    assert_fresh(&Service::start([]), None, &offers).await;
+    assert_new_session(&Service::on(&redis), Some(&redis), &cookies).await;
+    assert_new_session(&Service::start([]), None, &cookies).await;
 }
 
 #[tokio::test]
-async fn a_session_that_is_gone_is_not_revived() {
+async fn a_deleted_session_is_not_revived() {
     let redis = Redis::start();
     let service = Service::on(&redis);
     let mut visitor = Visitor::new();
@@ -110,7 +110,7 @@ async fn a_session_that_is_gone_is_not_revived() {
 }
 
 #[tokio::test]
-async fn a_signed_cookie_cannot_be_made_or_changed_by_others() {
+async fn a_signed_cookie_cannot_be_forged() {
     let redis = Redis::start();
     let url = redis.url();
     let start = |secret| Service::start([("REDIS_URL", url.as_str()), ("SESSION_SECRET", secret)]);
@@ -118,7 +118,7 @@ async fn a_signed_cookie_cannot_be_made_or_changed_by_others() {
     let mut visitor = Visitor::new();
     visitor.view(&service, "/").await;
     assert_eq!(visitor.count(&service, "/").await, 2);
-    // The same secret elsewhere, the same visitor.
+    // Another instance with the same secret accepts the cookie.
     assert_eq!(visitor.count(&start(SECRET), "/").await, 3);
 
     let signed = visitor.cookie.clone().unwrap();
@@ -127,33 +127,33 @@ async fn a_signed_cookie_cannot_be_made_or_changed_by_others() {
     other
         .view(&start("another secret of at least 32 characters"), "/")
         .await;
-    let offers = [
-        // Right id, no signature.
+    let cookies = [
+        // A valid id without a signature.
         format!("id={id}"),
-        // Right signature, other id.
+        // A valid signature of another id.
         signed.replace(&id, UNKNOWN),
-        // Right id, wrong signature.
+        // A valid id with a wrong signature.
         format!("id={}{id}", "A".repeat(44)),
         // Signed with another secret.
         other.cookie.unwrap(),
     ];
-    for offer in &offers {
-        let answer = Visitor::with_cookie(offer).view(&service, "/").await;
-        assert_eq!(answer.count(), 1, "{offer}");
+    for cookie in &cookies {
+        let answer = Visitor::with_cookie(cookie).view(&service, "/").await;
+        assert_eq!(answer.count(), 1, "{cookie}");
         assert!(
-            !offer.contains(&session_id(&answer.cookie().unwrap())),
-            "{offer}"
+            !cookie.contains(&session_id(&answer.cookie().unwrap())),
+            "{cookie}"
         );
     }
     assert_eq!(
         visitor.count(&service, "/").await,
         4,
-        "what others offered was counted"
+        "a forged cookie was counted"
     );
 }
 
 #[tokio::test]
-async fn an_expired_session_is_over_in_redis() {
+async fn an_expired_session_has_ended_in_redis() {
     const TTL: Duration = Duration::from_secs(2);
     let redis = Redis::start();
     let service = Service::start([("REDIS_URL", redis.url().as_str()), ("SESSION_TTL", "2")]);
@@ -169,7 +169,7 @@ async fn an_expired_session_is_over_in_redis() {
             );
         }
         let old = visitor.cookie.clone().unwrap();
-        eventually("the end of the record", async || {
+        eventually("the record expires", async || {
             (redis.cli(&["EXISTS", &session_id(&old)]) == "0").then_some(())
         })
         .await;
@@ -180,7 +180,7 @@ async fn an_expired_session_is_over_in_redis() {
 }
 
 #[tokio::test]
-async fn an_expired_session_is_over_in_the_embedded_store() {
+async fn an_expired_session_has_ended_in_the_embedded_store() {
     const TTL: Duration = Duration::from_secs(3);
     let service = Service::start([("SESSION_TTL", "3")]);
     let mut visitor = Visitor::new();
@@ -197,7 +197,7 @@ async fn an_expired_session_is_over_in_the_embedded_store() {
             begin.elapsed()
         );
     }
-    // The process's clock cannot be watched from here.
+    // The embedded store cannot be polled without a view, which would renew the session.
     tokio::time::sleep(TTL + Duration::from_millis(100)).await;
     let old = visitor.cookie.clone();
     assert_eq!(visitor.count(&service, "/").await, 1);

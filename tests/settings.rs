@@ -1,5 +1,6 @@
-//! Promise: every setting is read from the environment or a flag; a bad one ends the program at
-//! once, with one line that names it, what was wrong and what is allowed, and shows no secret.
+//! Promise: every setting is read from the environment or a flag. An invalid value makes the program
+//! exit at once, with one line that names the setting, the error and the allowed values, and contains
+//! no secret.
 
 use std::{
     ffi::OsStr,
@@ -8,10 +9,10 @@ use std::{
 };
 
 use crate::common::{
-    PATIENCE, Process, Redis, Service, Visitor, eventually, free_port, program, run,
+    Process, Redis, Service, TIMEOUT, Visitor, eventually, free_port, program, run,
 };
 
-/// Stands in every secret here.
+/// Part of every secret in this file.
 const MARK: &str = "hunter2";
 
 const VARIABLES: [&str; 5] = [
@@ -22,22 +23,22 @@ const VARIABLES: [&str; 5] = [
     "RUST_LOG",
 ];
 
-/// The program must refuse, in one line with these parts.
+/// Asserts that the program exits with one line that contains these parts.
 fn assert_refused(program: &mut Command, parts: &[&str]) {
-    let (code, stdout, stderr) = run(program, PATIENCE);
+    let (code, stdout, stderr) = run(program, TIMEOUT);
     assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(!stderr.contains(MARK), "shows a secret: {stderr}");
+    assert!(!stderr.contains(MARK), "prints a secret: {stderr}");
     for part in parts {
         assert!(stderr.contains(part), "no {part:?} in {stderr}");
     }
 }
 
 #[test]
-fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
+fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
     const URLS: &str = "redis://, rediss://, redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://";
     let long = MARK.repeat(10);
-    let bad: &[(&str, &str, &[&str])] = &[
+    let invalid: &[(&str, &str, &[&str])] = &[
         ("PORT", "", &["PORT", "0 to 65535"]),
         ("PORT", "http", &["PORT", "0 to 65535"]),
         ("PORT", "65536", &["PORT", "0 to 65535"]),
@@ -154,7 +155,7 @@ fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
             ],
         ),
     ];
-    for (name, value, parts) in bad {
+    for (name, value, parts) in invalid {
         assert_refused(program([]).env(name, value), parts);
         let flag = format!("--{}={value}", name.to_lowercase().replace('_', "-"));
         assert_refused(program([]).arg(flag), parts);
@@ -171,7 +172,7 @@ fn a_bad_value_is_refused_from_the_environment_and_from_a_flag() {
 }
 
 #[test]
-fn a_bad_flag_is_refused() {
+fn an_invalid_flag_is_refused() {
     assert_refused(program([]).arg("--port"), &["--port", "--help"]);
     assert_refused(
         program([]).args(["--port=1", "--port=2"]),
@@ -189,7 +190,7 @@ fn a_bad_flag_is_refused() {
 }
 
 #[test]
-fn certificates_that_cannot_be_read_are_named() {
+fn unreadable_certificates_are_named() {
     let url = "rediss://:hunter2@localhost";
     let settings = [("REDIS_URL", url), ("SSL_CERT_FILE", "/nonexistent")];
     assert_refused(
@@ -205,10 +206,10 @@ fn cloud_run_without_redis_is_refused() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named() {
+fn a_port_in_use_is_named() {
     let taken = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let (code, _, stderr) = run(program([]).env("PORT", &port), PATIENCE);
+    let (code, _, stderr) = run(program([]).env("PORT", &port), TIMEOUT);
     assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(
@@ -226,7 +227,7 @@ fn help_lists_the_settings_and_shows_no_secret() {
         ("SESSION_SECRET", secret.as_str()),
     ];
     for flag in ["--help", "-h"] {
-        let (code, stdout, stderr) = run(program(secrets).arg(flag), PATIENCE);
+        let (code, stdout, stderr) = run(program(secrets).arg(flag), TIMEOUT);
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
         assert!(!stdout.contains(MARK), "{stdout}");
         for name in VARIABLES {
@@ -246,18 +247,18 @@ fn help_lists_the_settings_and_shows_no_secret() {
 }
 
 #[test]
-fn version_is_the_packages() {
-    let (code, stdout, _) = run(program([]).arg("--version"), PATIENCE);
+fn version_is_that_of_the_package() {
+    let (code, stdout, _) = run(program([]).arg("--version"), TIMEOUT);
     let expected = format!("cloud-run-sessions {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!((code, stdout), (Some(0), expected));
 }
 
 #[tokio::test]
-async fn a_flag_outranks_the_environment() {
+async fn a_flag_overrides_the_environment() {
     let port = free_port().to_string();
     let mut program = program([("PORT", "1")]);
     let _process = Process::spawn(program.args(["--port", &port]).stdout(Stdio::null()));
-    eventually("the port", async || {
+    eventually("the program listens on the port", async || {
         reqwest::get(format!("http://127.0.0.1:{port}/health/live"))
             .await
             .ok()
@@ -266,7 +267,7 @@ async fn a_flag_outranks_the_environment() {
 }
 
 #[tokio::test]
-async fn the_extremes_of_the_time_to_live_work() {
+async fn the_shortest_and_the_longest_time_to_live_work() {
     let redis = Redis::start();
     for ttl in ["1", "4294967295"] {
         for url in [Some(redis.url()), None] {
@@ -274,7 +275,7 @@ async fn the_extremes_of_the_time_to_live_work() {
             let service = Service::start(url.into_iter().chain([("SESSION_TTL", ttl)]));
             let mut visitor = Visitor::new();
             assert_eq!(visitor.count(&service, "/").await, 1);
-            // On a busy machine, a second may be over by then.
+            // On a busy machine, a session of 1 s may have expired by then.
             let again = visitor.count(&service, "/").await;
             assert!(again == 2 || ttl == "1", "{again}");
         }
@@ -284,7 +285,7 @@ async fn the_extremes_of_the_time_to_live_work() {
 #[tokio::test]
 async fn credentials_and_database_of_the_url_are_used() {
     let redis = Redis::start();
-    // An @ and a : in the password, as in the URL's 30 forms of trouble.
+    // The password contains characters that must be escaped in a URL.
     redis.cli(&[
         "ACL",
         "SETUSER",
@@ -302,7 +303,7 @@ async fn credentials_and_database_of_the_url_are_used() {
     assert_eq!(visitor.count(&service, "/").await, 1);
     assert_eq!(visitor.count(&service, "/").await, 2);
     let info = redis.cli(&["--user", "ada", "--pass", "p@ss:word/", "INFO", "keyspace"]);
-    // The record, the views and the last call.
+    // The record, the views and the reply to the last call.
     assert!(info.contains("db3:keys=3"), "{info}");
     let log = service.stop();
     assert!(!log.iter().any(|line| line.contains("p@ss")), "{log:#?}");

@@ -1,5 +1,5 @@
-//! Promise: SIGTERM or Ctrl-C stops accepting, answers what is in flight, closes Redis and ends the
-//! program with 0, well within the platform's 10 s.
+//! Promise: on SIGTERM or Ctrl-C, the program stops accepting connections, answers the requests in
+//! flight, closes its Redis connections and exits with 0, well within the 10 s that Cloud Run allows.
 
 use std::{
     fs,
@@ -8,20 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{PATIENCE, Redis, Service, Visitor, eventually, signal};
+use crate::common::{Redis, Service, TIMEOUT, Visitor, eventually, signal};
 
-/// Between SIGTERM and SIGKILL.
-const PLATFORM: Duration = Duration::from_secs(10);
+/// The time between SIGTERM and SIGKILL on Cloud Run.
+const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 const VIEW: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 fn connect(service: &Service) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
-/// Reads one answer, with a body of which the end is known.
+/// Reads one response whose body ends with `end`.
 fn read_answer(stream: &mut TcpStream, end: &str) -> String {
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
@@ -38,7 +38,7 @@ fn read_answer(stream: &mut TcpStream, end: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// Bytes that clients have sent and the service has not read, on all its connections.
+/// The number of bytes that the service has not read yet, on all its connections.
 fn unread(service: &Service) -> u64 {
     let port = format!(":{:04X}", service.port);
     let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
@@ -46,7 +46,7 @@ fn unread(service: &Service) -> u64 {
         .lines()
         .filter_map(|line| {
             let fields: Vec<_> = line.split_whitespace().collect();
-            // local address, remote address, state (01: established), send:receive queue
+            // local address, remote address, state (01: established), send queue:receive queue
             let ours = fields[1].ends_with(&port) && fields[3] == "01";
             ours.then(|| u64::from_str_radix(fields[4].split_once(':').unwrap().1, 16).unwrap())
         })
@@ -54,12 +54,12 @@ fn unread(service: &Service) -> u64 {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_answered() {
+async fn requests_in_flight_are_answered() {
     const VIEWS: usize = 40;
     for signal in ["TERM", "INT"] {
         let redis = Redis::start();
         let mut service = Service::on(&redis);
-        // Each accepted, so none is left in the queue of the listener, which ends with it.
+        // All connections must be accepted first: closing the listener closes its accept queue.
         let mut streams: Vec<_> = (0..VIEWS).map(|_| connect(&service)).collect();
         for stream in &mut streams {
             stream.write_all(VIEW).unwrap();
@@ -69,14 +69,14 @@ async fn what_is_in_flight_is_answered() {
         for stream in &mut streams {
             stream.write_all(VIEW).unwrap();
         }
-        eventually("all views read", async || {
+        eventually("the service has read all views", async || {
             (unread(&service) == 0).then_some(())
         })
         .await;
 
         let begin = Instant::now();
         service.signal(signal);
-        eventually("refused connections", async || {
+        eventually("connections are refused", async || {
             TcpStream::connect(("127.0.0.1", service.port)).err()
         })
         .await;
@@ -86,9 +86,9 @@ async fn what_is_in_flight_is_answered() {
             assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
         }
         assert_eq!(service.wait().code(), Some(0), "{:#?}", service.log());
-        assert!(begin.elapsed() < PLATFORM, "{:?}", begin.elapsed());
-        eventually("a Redis without clients", async || {
-            // But for the one that asks.
+        assert!(begin.elapsed() < GRACE_PERIOD, "{:?}", begin.elapsed());
+        eventually("Redis has no more clients", async || {
+            // Except for this redis-cli.
             (redis.cli(&["CLIENT", "LIST"]).lines().count() == 1).then_some(())
         })
         .await;
@@ -99,7 +99,7 @@ async fn what_is_in_flight_is_answered() {
 async fn idle_connections_are_not_waited_for() {
     let mut service = Service::start([]);
     let mut streams: Vec<_> = (0..20).map(|_| connect(&service)).collect();
-    // Half of them have been used and are kept alive.
+    // Half of them have served a request and are kept alive.
     for stream in &mut streams[..10] {
         stream.write_all(VIEW).unwrap();
         read_answer(stream, "times");
@@ -107,18 +107,18 @@ async fn idle_connections_are_not_waited_for() {
     let begin = Instant::now();
     service.signal("TERM");
     assert_eq!(service.wait().code(), Some(0));
-    assert!(begin.elapsed() < PLATFORM / 4, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < GRACE_PERIOD / 4, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
-async fn who_never_ends_a_request_is_not_waited_for() {
-    const AT_ONCE: Duration = Duration::from_secs(2);
+async fn incomplete_requests_are_not_waited_for() {
+    const DEADLINE: Duration = Duration::from_secs(2);
     let beginnings: [&[u8]; 4] = [
         b"G",
         b"GET / HTTP/1.1\r\nhost:",
-        // A request, answered, and then the beginning of another.
+        // A complete request, then the beginning of another.
         b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\nGET",
-        // HTTP/2, by somebody who then does not answer.
+        // HTTP/2: preface and settings, then nothing.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
     ];
     let redis = Redis::start();
@@ -126,7 +126,7 @@ async fn who_never_ends_a_request_is_not_waited_for() {
     let mut view = connect(&service);
     view.write_all(VIEW).unwrap();
     read_answer(&mut view, "times");
-    let halves: Vec<_> = beginnings
+    let incomplete: Vec<_> = beginnings
         .iter()
         .map(|beginning| {
             let mut stream = connect(&service);
@@ -136,26 +136,33 @@ async fn who_never_ends_a_request_is_not_waited_for() {
         .collect();
     redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     view.write_all(VIEW).unwrap();
-    eventually("all read", async || (unread(&service) == 0).then_some(())).await;
+    eventually("the service has read everything", async || {
+        (unread(&service) == 0).then_some(())
+    })
+    .await;
     service.signal("TERM");
-    eventually("refused connections", async || {
+    eventually("connections are refused", async || {
         TcpStream::connect(("127.0.0.1", service.port)).err()
     })
     .await;
-    // Longer than the others get; who has asked is answered all the same.
+    // Incomplete requests are dropped sooner than this; a complete one is still answered.
     tokio::time::sleep(Duration::from_millis(500)).await;
     redis.cli(&["CLIENT", "UNPAUSE"]);
     let begin = Instant::now();
     assert!(read_answer(&mut view, "times").starts_with("HTTP/1.1 200 OK"));
     assert_eq!(service.wait().code(), Some(0));
-    println!("{} halves: ended after {:?}", halves.len(), begin.elapsed());
-    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+    println!(
+        "{} incomplete requests: exit after {:?}",
+        incomplete.len(),
+        begin.elapsed()
+    );
+    assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
     let log = service.log();
     assert!(!log.iter().any(|line| line.contains("WARN")), "{log:#?}");
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_or_frozen_is_not_waited_for_long() {
+async fn an_unreachable_or_frozen_redis_does_not_delay_the_exit() {
     let redis = Redis::start();
     let mut services = [Service::on(&redis), Service::on(&redis)];
     for service in &services {
@@ -165,11 +172,11 @@ async fn a_redis_that_is_away_or_frozen_is_not_waited_for_long() {
     let begin = Instant::now();
     services[0].signal("TERM");
     assert_eq!(services[0].wait().code(), Some(0));
-    assert!(begin.elapsed() < PLATFORM / 2, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < GRACE_PERIOD / 2, "{:?}", begin.elapsed());
 
     drop(redis);
     let begin = Instant::now();
     services[1].signal("TERM");
     assert_eq!(services[1].wait().code(), Some(0));
-    assert!(begin.elapsed() < PLATFORM / 2, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < GRACE_PERIOD / 2, "{:?}", begin.elapsed());
 }

@@ -1,4 +1,4 @@
-//! Promise: who holds a connection and asks nothing, or never ends what they ask, is hung up on.
+//! Promise: a connection is closed if its client sends no request, or never completes one.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -7,21 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{PATIENCE, Service};
+use crate::common::{Service, TIMEOUT};
 
-const PROMISE: Duration = Duration::from_secs(30);
+/// The connection is closed by then.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 #[test]
-fn a_connection_that_asks_nothing_is_closed() {
+fn a_connection_without_a_complete_request_is_closed() {
     let service = Service::start([]);
     let beginnings: &[&[u8]] = &[
         b"",
         b"P",
         b"PRI * HTTP/2.0\r\n",
-        // HTTP/2's whole preface, and no request.
+        // The complete HTTP/2 preface, and no request.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: local",
-        // A request, and then the beginning of another.
+        // A complete request, then the beginning of another.
         b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HTTP/1.1\r\n",
     ];
     thread::scope(|scope| {
@@ -29,7 +30,7 @@ fn a_connection_that_asks_nothing_is_closed() {
             scope.spawn(|| {
                 let begin = Instant::now();
                 let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-                stream.set_read_timeout(Some(PROMISE + PATIENCE)).unwrap();
+                stream.set_read_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
                 stream.write_all(beginning).unwrap();
                 let end = stream
                     .read_to_end(&mut Vec::new())
@@ -41,7 +42,7 @@ fn a_connection_that_asks_nothing_is_closed() {
                     "{beginning:?} is still connected"
                 );
                 assert!(
-                    begin.elapsed() < PROMISE,
+                    begin.elapsed() < DEADLINE,
                     "{beginning:?}: {:?}",
                     begin.elapsed()
                 );

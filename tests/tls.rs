@@ -1,5 +1,5 @@
-//! Promise: by `rediss://`, sessions live in a Redis that is reached by TLS alone, if an authority
-//! that the program was told to trust has signed its certificate.
+//! Promise: with `rediss://`, the service uses Redis over TLS if the certificate is signed by a trusted
+//! authority.
 
 use crate::common::{Authority, Service, Visitor};
 use tokio::{
@@ -8,7 +8,7 @@ use tokio::{
 };
 
 #[tokio::test]
-async fn sessions_live_in_redis_behind_tls() {
+async fn sessions_are_stored_in_redis_over_tls() {
     let authority = Authority::new();
     let redis = authority.redis("localhost", "hunter2");
     let url = format!("rediss://:hunter2@localhost:{}", redis.port);
@@ -23,14 +23,14 @@ async fn sessions_live_in_redis_behind_tls() {
     let keys = redis.keys();
     let views = keys.iter().filter(|key| key.starts_with("v:"));
     assert_eq!(views.count(), 1, "{keys:#?}");
-    // There is no way to that Redis but TLS.
+    // That Redis accepts only TLS.
     let mut plain = TcpStream::connect(("127.0.0.1", redis.port)).await.unwrap();
     plain.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer).await;
     assert!(
         !answer.starts_with(b"+") && !answer.starts_with(b"-"),
-        "Redis speaks without TLS: {}",
+        "Redis replies without TLS: {}",
         String::from_utf8_lossy(&answer)
     );
 }

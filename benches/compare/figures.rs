@@ -1,4 +1,4 @@
-//! What is measured, and how.
+//! The measurements.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -14,48 +14,49 @@ use crate::{
     wrk,
 };
 
-/// Views of one visitor that overlap.
+/// Concurrent views of one visitor.
 pub const OVERLAPPING: usize = 1000;
 
-/// Views of one page in a visit.
+/// Views of one page per visit.
 pub const VISIT: usize = 5;
 
-/// The delaying proxy's share of a round trip to Redis.
+/// The latency that the proxy adds to a round trip to Redis.
 const FAR: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
 pub struct Figures {
-    /// Seconds from exec to the first answer, Redis there.
+    /// Seconds from exec to the first response, with Redis available.
     pub first_answer: f64,
-    /// Of [`OVERLAPPING`], how many were counted.
+    /// How many of [`OVERLAPPING`] views were counted.
     pub overlapping: Option<u64>,
-    /// Bytes in Redis of a session after one view, and after one of each page.
+    /// Bytes in Redis per session after one view, and after one view of each page.
     pub bytes: Option<[f64; 2]>,
-    /// Commands executed by Redis for a visit of [`VISIT`] views.
+    /// Commands that Redis executes for a visit of [`VISIT`] views.
     pub visit: Option<f64>,
-    /// Rounds of load.
+    /// The rounds of load.
     pub drives: Vec<Drive>,
-    /// One view after the other.
+    /// A round with one connection.
     pub rest: Option<Drive>,
-    /// Bytes, after all the load.
+    /// Resident bytes after all rounds.
     pub memory: f64,
+    /// With added latency to Redis.
     pub far: Option<Far>,
 }
 
 /// One round of load.
 pub struct Drive {
     pub views_per_second: f64,
-    /// Seconds of CPU a view, of the program.
+    /// CPU seconds of the program per view.
     pub cpu: f64,
-    /// Seconds of CPU a view, of Redis.
+    /// CPU seconds of Redis per view.
     pub redis_cpu: f64,
-    /// Commands sent to Redis a view.
+    /// Commands sent to Redis per view.
     pub sent: f64,
-    /// Commands executed by Redis a view, those inside scripts among them.
+    /// Commands that Redis executes per view, including those inside scripts.
     pub executed: f64,
 }
 
-/// The median time to an answer with a round trip of some milliseconds to Redis, in round trips.
+/// The median latency of a view with a distant Redis, in round trips to that Redis.
 pub struct Far {
     pub at_rest: f64,
     pub in_flight: f64,
@@ -73,13 +74,13 @@ pub fn median(figures: impl Iterator<Item = f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// An answer: its body, and the cookie it sets.
+/// A response: its body, and the cookie that it sets.
 struct Answer {
     body: String,
     cookie: Option<String>,
 }
 
-/// Views a page on a connection that stays.
+/// Views a page on a persistent connection. Returns `None` if the response is not a page.
 fn view(stream: &mut TcpStream, path: &str, cookie: Option<&str>) -> Option<Answer> {
     let cookie = cookie
         .map(|cookie| format!("cookie: {cookie}\r\n"))
@@ -123,7 +124,7 @@ fn number(answer: &Answer) -> u64 {
         .unwrap_or_else(|| panic!("{}", answer.body))
 }
 
-/// Seconds from exec to the first answer.
+/// Measures the seconds from exec to the first response.
 pub fn first_answer(program: &Program, redis: &Redis) -> f64 {
     let url = redis.url(*program as usize);
     let begin = Instant::now();
@@ -139,7 +140,7 @@ pub fn first_answer(program: &Program, redis: &Redis) -> f64 {
     }
 }
 
-/// How many views of one visitor are counted, all asked for at once.
+/// Sends [`OVERLAPPING`] views of one visitor at once and returns how many were counted.
 pub fn overlapping(server: &Server) -> u64 {
     let mut stream = connect(server);
     let first = view(&mut stream, "/", None).unwrap();
@@ -158,12 +159,12 @@ pub fn overlapping(server: &Server) -> u64 {
         }
     });
     let last = view(&mut stream, "/", Some(&cookie)).unwrap();
-    // The first view and this one were no part of it.
+    // Without the first and the last view.
     number(&last) - 2
 }
 
-/// Bytes of a session after one view, and after one of each page. What is kept for an instance is no
-/// part of it.
+/// Measures the bytes of a session after one view, and after one view of each page. The replies that
+/// are kept per instance do not belong to a session.
 pub fn bytes(server: &Server, redis: &Redis) -> [f64; 2] {
     let used = || {
         let keys = redis.cli(server.database, &["KEYS", "*"]);
@@ -181,7 +182,7 @@ pub fn bytes(server: &Server, redis: &Redis) -> [f64; 2] {
     [one, used()]
 }
 
-/// The cookies of so many visitors, each after two views. Without sessions, none.
+/// The cookies of new visitors after two views each. Programs without sessions get a dummy cookie.
 pub fn sessions(server: &Server, sessions: usize) -> Vec<String> {
     let mut stream = connect(server);
     let cookies = (0..sessions).map(|_| {
@@ -215,7 +216,7 @@ pub fn drive(
     }
 }
 
-/// Commands that Redis executes for a new visitor's visit, by a program that has had others.
+/// Counts the commands that Redis executes for a new visitor's visit. The program is already warm.
 pub fn visit(server: &Server, redis: &Redis) -> f64 {
     let mut stream = connect(server);
     redis.commands();
@@ -226,7 +227,7 @@ pub fn visit(server: &Server, redis: &Redis) -> f64 {
     redis.commands().executed
 }
 
-/// The time to an answer with a slow way to Redis.
+/// Measures the latency of a view with a distant Redis.
 pub fn far(program: &Program, redis: &Redis, time: Duration) -> Far {
     let proxy = Proxy::start(redis.port, FAR);
     let server = program.launch(&format!(
@@ -248,7 +249,7 @@ pub fn far(program: &Program, redis: &Redis, time: Duration) -> Far {
     }
 }
 
-/// The median time to an answer of Redis itself, by this way, in seconds.
+/// The median time of a PING through the proxy, in seconds.
 fn round_trip(proxy: &Proxy) -> f64 {
     let mut stream = TcpStream::connect(("127.0.0.1", proxy.port)).unwrap();
     stream.set_nodelay(true).unwrap();

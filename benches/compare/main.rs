@@ -1,10 +1,10 @@
-//! The service beside others, measured: `cargo bench`.
+//! Compares the service with others: `cargo bench`.
 //!
-//! It starts all of them on one Redis, drives each in turn by wrk, and prints a table. The table and a
-//! chart go into the README. Every figure is read from the system: /proc, Redis's INFO and MEMORY
-//! USAGE, wrk, the clock. It judges nothing.
+//! All programs run on one Redis, and wrk loads them in turn. The results go into the README as a table
+//! and a chart. Every figure comes from /proc, Redis's INFO and MEMORY USAGE, wrk or the clock. Nothing
+//! passes or fails.
 //!
-//! It needs redis-server, redis-cli, wrk, and Node with npm.
+//! Needs redis-server, redis-cli, wrk, and Node with npm.
 
 mod figures;
 mod peers;
@@ -18,16 +18,16 @@ use std::{env, time::Duration};
 use figures::Figures;
 use programs::{Program, Redis};
 
-/// Each program is driven so often; what is shown is the median.
+/// Rounds of load per program. The report shows the median.
 const ROUNDS: usize = 5;
 
-/// By so many connections, each with one view in flight.
+/// Connections under load, each with one view in flight.
 const CONNECTIONS: usize = 64;
 
-/// By so many visitors, known and at their third view or later.
+/// Visitors under load. They have made two views before.
 const SESSIONS: usize = 200;
 
-/// So long each time.
+/// The duration of a round.
 const ROUND: Duration = Duration::from_secs(5);
 
 fn main() {

@@ -1,6 +1,6 @@
-//! What others do in Rust: axum alone, and tower-sessions, both as their documentation has them, with
-//! tokio's default runtime and a pool of six connections. And both tuned for this machine, whose two
-//! cores wrk and Redis share with them: on one thread and one connection, as the service is.
+//! Other Rust programs: axum alone, and tower-sessions. Both as in their documentation, with tokio's
+//! default runtime and a pool of six connections; and both tuned for a machine whose two cores they
+//! share with wrk and Redis, with one thread and one connection, like the service.
 
 use std::{collections::HashMap, env};
 
@@ -10,7 +10,7 @@ use tokio::{net::TcpListener, runtime};
 use tower_sessions::{Session, SessionManagerLayer};
 use tower_sessions_redis_store::RedisStore;
 
-/// Serves until it is ended.
+/// Serves until the process is killed.
 pub fn serve(peer: &str) {
     let mut runtime = match peer.ends_with("-tuned") {
         true => runtime::Builder::new_current_thread(),
@@ -29,12 +29,12 @@ pub fn serve(peer: &str) {
     });
 }
 
-/// No session, no Redis.
+/// Neither sessions nor Redis.
 fn axum_alone() -> Router {
     Router::new().route("/", get(async || "you viewed this page 1 times"))
 }
 
-/// The map of views in the session: read, changed, written back.
+/// The session contains a map of views, which each request loads, changes and saves.
 async fn tower_sessions(connections: usize) -> Router {
     let config = Config::from_url(&env::var("REDIS_URL").unwrap()).unwrap();
     let redis = Builder::from_config(config);

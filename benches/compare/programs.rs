@@ -1,4 +1,4 @@
-//! The programs that are measured, and their Redis: each a process that ends with its value.
+//! The compared programs and their Redis: processes that are killed when their value is dropped.
 
 use std::{
     env, fmt, fs,
@@ -36,14 +36,14 @@ impl Program {
         !matches!(self, Self::AxumAlone | Self::AxumAloneTuned)
     }
 
-    /// Starts it on a database of its own, and waits until it answers.
+    /// Starts the program on its own database and waits until it listens.
     pub fn start(self, redis: &Redis) -> Server {
         let server = self.launch(&redis.url(self as usize));
         server.wait();
         server
     }
 
-    /// Starts it, and does not wait.
+    /// Starts the program without waiting.
     pub fn launch(self, redis: &str) -> Server {
         let port = free_port();
         let mut command = match self {
@@ -83,7 +83,7 @@ impl fmt::Display for Program {
     }
 }
 
-/// One of those in this program.
+/// The command that runs one of [`crate::peers`].
 fn peer(name: &str) -> Command {
     let mut peer = Command::new(env::current_exe().unwrap());
     peer.args(["serve", name]);
@@ -94,7 +94,7 @@ fn express() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/express")
 }
 
-/// Installs what the Express app needs.
+/// Installs the dependencies of the Express app.
 pub fn prepare() {
     println!("npm ci, in benches/express");
     let status = Command::new("npm")
@@ -120,10 +120,10 @@ impl Drop for Process {
     }
 }
 
-/// A program that listens, or will.
+/// A running program, which may not listen yet.
 pub struct Server {
     process: Process,
-    /// Of Redis.
+    /// Its database in Redis.
     pub database: usize,
     pub port: u16,
 }
@@ -141,18 +141,18 @@ impl Server {
         }
     }
 
-    /// Seconds of CPU it has used so far, in itself and in the kernel.
+    /// CPU seconds used so far, in user mode and in the kernel.
     pub fn cpu(&self) -> f64 {
-        /// Of Linux, on every machine it runs on today.
+        /// USER_HZ, which is 100 on all common architectures.
         const TICKS_PER_SECOND: f64 = 100.0;
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.0.id())).unwrap();
-        // Behind the name in brackets: state is field 3, utime 14, stime 15.
+        // The fields after the name in parentheses: state is field 3, utime 14, stime 15.
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
         (ticks(14) + ticks(15)) / TICKS_PER_SECOND
     }
 
-    /// Its resident memory, in bytes.
+    /// Resident memory in bytes.
     pub fn memory(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
         let resident = status.split_once("VmRSS:").unwrap().1;
@@ -196,7 +196,7 @@ impl Redis {
         format!("redis://127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Runs one command by `redis-cli` and gives what it prints.
+    /// Runs one command with `redis-cli` and returns its output.
     pub fn cli(&self, database: usize, command: &[&str]) -> String {
         let output = Command::new("redis-cli")
             .args([
@@ -214,7 +214,7 @@ impl Redis {
             .to_owned()
     }
 
-    /// A field of INFO.
+    /// A numeric field of INFO.
     pub fn info(&self, section: &str, field: &str) -> f64 {
         let info = self.cli(0, &["INFO", section]);
         let line = info
@@ -224,13 +224,13 @@ impl Redis {
             .unwrap_or_default()
     }
 
-    /// Seconds of CPU it has used so far.
+    /// CPU seconds used so far.
     pub fn cpu(&self) -> f64 {
         self.info("cpu", "used_cpu_user") + self.info("cpu", "used_cpu_sys")
     }
 
-    /// Commands since the last call of this: those that clients have sent, and those executed, which are
-    /// also what scripts have called. Those of this benchmark are no part of it.
+    /// The commands since the last call: those that clients sent, and those that were executed, which
+    /// includes commands inside scripts. The benchmark's own commands are excluded.
     pub fn commands(&self) -> Commands {
         let info = self.cli(0, &["INFO", "commandstats"]);
         self.cli(0, &["CONFIG", "RESETSTAT"]);
@@ -251,7 +251,7 @@ impl Redis {
         let scripts = sum(&|name| name.starts_with("eval"));
         Commands {
             executed,
-            // Known visitors are counted by scripts alone, or without any.
+            // For returning visitors, a program sends either only scripts or no scripts.
             sent: if scripts > 0.0 { scripts } else { executed },
         }
     }

@@ -1,4 +1,4 @@
-//! A way to Redis that takes time, as to one in another building.
+//! A proxy that adds latency, as if Redis ran in another data center.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Runs until it is dropped.
+/// Runs until this value is dropped.
 pub struct Proxy {
     pub port: u16,
     _runtime: Runtime,
 }
 
 impl Proxy {
-    /// To the Redis at `redis`, with half of `round_trip` on the way there and half on the way back.
+    /// Forwards to the Redis on port `redis`, and delays each direction by half of `round_trip`.
     pub fn start(redis: u16, round_trip: Duration) -> Self {
         let runtime = Runtime::new().unwrap();
         let listener = runtime
@@ -42,7 +42,7 @@ impl Proxy {
     }
 }
 
-/// Passes each piece on, so much later, without holding up those behind.
+/// Forwards each chunk after `delay`, without delaying the chunks behind it further.
 async fn pass_on(
     mut from: impl AsyncRead + Unpin + Send + 'static,
     mut to: impl AsyncWrite + Unpin,

@@ -1,6 +1,10 @@
-//! The table and the chart, printed, and written into the README and beside it.
+//! Prints the report and writes it into docs/benchmark.md, and a summary into the README; draws the chart.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use plotters::prelude::*;
 
@@ -10,18 +14,38 @@ use crate::{
     programs::Program,
 };
 
-/// What stands between these lines in the README is written anew.
+/// The report replaces the text between these lines of a file.
 const BEGIN: &str = "<!-- cargo bench writes this: begin -->\n";
 const END: &str = "<!-- cargo bench writes this: end -->\n";
 
 type All = [(Program, Figures)];
 
-/// A figure of all programs.
+/// One figure of all programs.
 struct Row {
     name: String,
-    /// None where the program has none.
+    /// `None` where the figure does not apply.
     values: Vec<Option<f64>>,
     show: fn(f64) -> String,
+}
+
+impl Row {
+    fn new(
+        all: &All,
+        name: &str,
+        show: fn(f64) -> String,
+        value: impl Fn(&Figures) -> Option<f64>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            values: all.iter().map(|(_, figures)| value(figures)).collect(),
+            show,
+        }
+    }
+
+    /// The figure of the program at this index.
+    fn cell(&self, program: usize) -> String {
+        self.values[program].map_or("–".to_owned(), self.show)
+    }
 }
 
 pub fn report(all: &All) {
@@ -30,103 +54,173 @@ pub fn report(all: &All) {
     let report = format!("{}\n{}\n{capacity}", machine(), table(all, &rows));
     println!("\n{report}");
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let (before, rest) = readme
-        .split_once(BEGIN)
-        .expect("the begin mark in the README");
-    let (_, after) = rest.split_once(END).expect("the end mark in the README");
-    let readme = format!("{before}{BEGIN}\n{report}{END}{after}");
-    fs::write(root.join("README.md"), readme).unwrap();
+    write_between_marks(&root.join("docs/benchmark.md"), &report);
+    write_between_marks(&root.join("README.md"), &summary(all));
     chart(all, &rows[..4], &root.join("docs/benchmark.svg")).unwrap();
 }
 
+fn write_between_marks(path: &Path, text: &str) {
+    let file = fs::read_to_string(path).unwrap();
+    let parts = file.split_once(BEGIN).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(END)?;
+        Some((before, after))
+    });
+    let (before, after) = parts.unwrap_or_else(|| panic!("no marks in {}", path.display()));
+    fs::write(path, format!("{before}{BEGIN}{text}{END}{after}")).unwrap();
+}
+
+/// The full table: each figure, and the first program's figure divided by it.
+fn table(all: &All, rows: &[Row]) -> String {
+    let programs: Vec<_> = (0..all.len()).collect();
+    markdown(all, rows, &programs, |row, program| {
+        match (row.values[0], row.values[program]) {
+            (Some(ours), Some(value)) if program > 0 => {
+                format!("{} ({:.2})", row.cell(program), ours / value)
+            }
+            _ => row.cell(program),
+        }
+    })
+}
+
+/// The README's table: a few figures of the programs that have sessions.
+fn summary(all: &All) -> String {
+    let rows = [
+        overlapping(all),
+        views_per_second(all),
+        memory(all),
+        first_answer(all),
+    ];
+    let programs: Vec<_> = (0..all.len())
+        .filter(|&program| all[program].0.has_sessions())
+        .collect();
+    markdown(all, &rows, &programs, Row::cell)
+}
+
+/// A table with one column for each of these programs.
+fn markdown(
+    all: &All,
+    rows: &[Row],
+    programs: &[usize],
+    cell: impl Fn(&Row, usize) -> String,
+) -> String {
+    let names: Vec<_> = programs
+        .iter()
+        .map(|&program| all[program].0.to_string())
+        .collect();
+    let rule = "---|".repeat(programs.len());
+    let mut table = format!("| | {} |\n|---|{rule}\n", names.join(" | "));
+    for row in rows {
+        let cells: Vec<_> = programs.iter().map(|&program| cell(row, program)).collect();
+        table += &format!("| {} | {} |\n", row.name, cells.join(" | "));
+    }
+    table
+}
+
+fn micros(seconds: f64) -> String {
+    format!("{:.1} us", seconds * 1e6)
+}
+
+fn millis(seconds: f64) -> String {
+    format!("{:.1} ms", seconds * 1e3)
+}
+
+fn megabytes(bytes: f64) -> String {
+    format!("{:.1} MB", bytes / 1e6)
+}
+
+fn whole(number: f64) -> String {
+    format!("{number:.0}")
+}
+
+fn commands(commands: f64) -> String {
+    format!("{commands:.2}")
+}
+
+fn round_trips(round_trips: f64) -> String {
+    format!("{round_trips:.2} round trips")
+}
+
+fn views_per_second(all: &All) -> Row {
+    Row::new(all, "views/s", whole, |f| {
+        Some(f.median(|drive| drive.views_per_second))
+    })
+}
+
+fn first_answer(all: &All) -> Row {
+    Row::new(all, "first answer after start", millis, |f| {
+        Some(f.first_answer)
+    })
+}
+
+fn memory(all: &All) -> Row {
+    Row::new(all, "memory after the load", megabytes, |f| Some(f.memory))
+}
+
+fn overlapping(all: &All) -> Row {
+    let name = format!("counted of {OVERLAPPING} overlapping views");
+    Row::new(all, &name, whole, |f| {
+        f.overlapping.map(|counted| counted as f64)
+    })
+}
+
+/// All rows of the full table. The chart shows the first four.
 fn rows(all: &All) -> Vec<Row> {
-    let row = |name: &str, show: fn(f64) -> String, value: &dyn Fn(&Figures) -> Option<f64>| Row {
-        name: name.to_owned(),
-        values: all.iter().map(|(_, figures)| value(figures)).collect(),
-        show,
-    };
-    let micros = |seconds: f64| format!("{:.1} us", seconds * 1e6);
-    let millis = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
-    let megabytes = |bytes: f64| format!("{:.1} MB", bytes / 1e6);
-    let bytes = |bytes: f64| format!("{bytes:.0}");
-    let commands = |commands: f64| format!("{commands:.2}");
-    let trips = |trips: f64| format!("{trips:.2} round trips");
+    let row =
+        |name: &str, show, value: fn(&Figures) -> Option<f64>| Row::new(all, name, show, value);
     vec![
-        row("views/s", |views| format!("{views:.0}"), &|f| {
-            Some(f.median(|drive| drive.views_per_second))
+        views_per_second(all),
+        row("CPU per view", micros, |f| {
+            Some(f.median(|drive| drive.cpu))
         }),
-        row("CPU a view", micros, &|f| Some(f.median(|drive| drive.cpu))),
         row(
-            &format!("commands executed a view, {CONNECTIONS} connections"),
+            &format!("commands executed per view, {CONNECTIONS} connections"),
             commands,
-            &|f| {
+            |f| {
                 f.overlapping?;
                 Some(f.median(|drive| drive.executed))
             },
         ),
-        row("first answer after exec", millis, &|f| Some(f.first_answer)),
-        row("commands executed a view, at rest", commands, &|f| {
+        first_answer(all),
+        row("commands executed per view, at rest", commands, |f| {
             f.overlapping?;
             Some(f.rest.as_ref()?.executed)
         }),
         row(
             &format!("commands executed for a visit of {VISIT} views"),
-            bytes,
-            &|f| f.visit,
+            whole,
+            |f| f.visit,
         ),
         row(
-            &format!("commands sent a view, {CONNECTIONS} connections"),
+            &format!("commands sent per view, {CONNECTIONS} connections"),
             |sent| format!("{sent:.3}"),
-            &|f| {
+            |f| {
                 f.overlapping?;
                 Some(f.median(|drive| drive.sent))
             },
         ),
-        row("Redis's CPU a view", micros, &|f| {
+        row("Redis's CPU per view", micros, |f| {
             f.overlapping?;
             Some(f.median(|drive| drive.redis_cpu))
         }),
-        row("memory after the load", megabytes, &|f| Some(f.memory)),
+        memory(all),
+        overlapping(all),
         row(
-            &format!("counted of {OVERLAPPING} overlapping views of one visitor"),
-            bytes,
-            &|f| f.overlapping.map(|counted| counted as f64),
+            "median response time at rest, Redis 5 ms away",
+            round_trips,
+            |f| f.far.as_ref().map(|far| far.at_rest),
         ),
-        row("median answer, Redis 5 ms away, at rest", trips, &|f| {
-            f.far.as_ref().map(|far| far.at_rest)
-        }),
-        row(&format!("the same, {CONNECTIONS} in flight"), trips, &|f| {
-            f.far.as_ref().map(|far| far.in_flight)
-        }),
-        row("bytes in Redis, after one view", bytes, &|f| {
+        row(
+            &format!("the same, {CONNECTIONS} views in flight"),
+            round_trips,
+            |f| f.far.as_ref().map(|far| far.in_flight),
+        ),
+        row("bytes in Redis per session, after one view", whole, |f| {
             f.bytes.map(|[one, _]| one)
         }),
-        row("after one of each page", bytes, &|f| {
+        row("the same, after one view of each page", whole, |f| {
             f.bytes.map(|[_, three]| three)
         }),
     ]
-}
-
-/// The first program's figures beside all others'.
-fn table(all: &All, rows: &[Row]) -> String {
-    let mut lines = vec![String::from("|"), String::from("|---|")];
-    lines[0] += " |";
-    for (program, _) in all {
-        lines[0] += &format!(" {program} |");
-        lines[1] += "---|";
-    }
-    for row in rows {
-        let ours = row.values[0].unwrap_or_default();
-        let cells = row.values.iter().enumerate().map(|(n, value)| match value {
-            None => "–".to_owned(),
-            Some(value) if n == 0 => (row.show)(*value),
-            Some(value) => format!("{} ({:.2})", (row.show)(*value), ours / value),
-        });
-        let cells: Vec<_> = cells.collect();
-        lines.push(format!("| {} | {} |", row.name, cells.join(" | ")));
-    }
-    lines.join("\n") + "\n"
 }
 
 fn express(all: &All) -> &(Program, Figures) {
@@ -135,13 +229,13 @@ fn express(all: &All) -> &(Program, Figures) {
         .unwrap()
 }
 
-/// What the figures come to: nothing here is measured, all is computed from the table above.
+/// Capacity and cost, computed from the measured figures.
 fn capacity(ours: &Figures, express: &Figures) -> String {
-    /// Of a core, before the time to an answer grows.
+    /// The utilization of a core above which latency grows.
     const BUSY: f64 = 0.7;
-    /// Dollars a command that is executed, serverless.
+    /// Dollars per executed command of a serverless Redis.
     const PRICE: f64 = 0.20 / 100_000.0;
-    /// Commands executed a second, at which serverless databases stop.
+    /// The limit of a serverless Redis in executed commands per second.
     const LIMIT: f64 = 10_000.0;
     const MILLION: f64 = 1e6;
     let load = |figures: &Figures| {
@@ -165,40 +259,43 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
         )
     };
     let mut text = String::from(
-        "\n### Capacity and cost\n\nComputed from the figures above, with cores 70 % busy and 0.20 \
-         dollars for 100,000 commands executed; at rest is one view after the other.\n\n\
+        "## Capacity and cost\n\nComputed from the figures above, for cores that are 70 % busy and a price \
+         of 0.20 dollars per 100,000 commands executed. At rest means one view after the other.\n\n\
          | | cloud-run-sessions | Express |\n|---|---|---|\n",
     );
     text += &both(
-        "views/s of an instance with one core: 0.7 / CPU a view",
+        "views/s of an instance with one core: 0.7 / CPU per view",
         &|f| format!("{:.0}", BUSY / load(f).0),
     );
     text += &both(
-        "views/s of a Redis, which uses one core: 0.7 / its CPU a view",
+        "views/s of one Redis, which uses one core: 0.7 / its CPU per view",
         &|f| format!("{:.0}", BUSY / load(f).1),
     );
     text += &both(
-        "Redis's memory for a million sessions that have seen three pages",
+        "Redis's memory for a million sessions, each with views of three pages",
         &|f| format!("{:.0} MB", f.bytes.unwrap()[1]),
     );
-    text += &both("a million views at rest, in Redis", &|f| money(rest(f).2));
+    text += &both(
+        "commands for a million views at rest, and their price",
+        &|f| money(rest(f).2),
+    );
     text += &both("the same under load", &|f| money(load(f).2));
     text += &both(
-        "views/s at rest of a database that stops at 10,000 commands/s",
+        "views/s at rest on a database limited to 10,000 commands/s",
         &|f| format!("{:.0}", LIMIT / rest(f).2),
     );
     text += &both("the same under load", &|f| {
         format!("{:.0}", LIMIT / load(f).2)
     });
-    text += &both("a million views at rest, in CPU of the instance", &|f| {
+    text += &both("CPU of the instance for a million views at rest", &|f| {
         format!("{:.0} s", rest(f).0 * MILLION)
     });
     text += &both("the same under load", &|f| {
         format!("{:.0} s", load(f).0 * MILLION)
     });
-    text += "\nAs the crowd grows, instances of one core and Redis's core, in per cent; in a Cluster each \
-             view is a command of its own, and costs Redis what it does at rest:\n\n\
-             | views/s | instances | one Redis | masters of a Cluster |\n|---|---|---|---|\n";
+    text += "\nInstances with one core, and the share of one Redis's core, that a load needs. In a Cluster \
+             each view is a call of its own, and costs Redis as much as at rest:\n\n\
+             | views/s | instances | one Redis | or masters of a Cluster |\n|---|---|---|---|\n";
     for views in [1e3, 1e4, 1e5, 1e6] {
         let (cpu, redis, _) = load(ours);
         let masters = (views * rest(ours).1 / BUSY).ceil();
@@ -216,7 +313,7 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     text
 }
 
-/// What all this was measured on.
+/// The machine and the parameters of the benchmark.
 fn machine() -> String {
     let said = |program: &str, argument: &str| {
         let output = Command::new(program).arg(argument).output().unwrap();
@@ -232,9 +329,9 @@ fn machine() -> String {
     let redis = said("redis-server", "--version");
     let redis = redis.split(' ').nth(2).unwrap_or_default().to_owned();
     format!(
-        "{cores} cores of {}, Linux {}, Redis {}, Node {}. Redis, wrk and the program share them. The \
-         median of {ROUNDS} rounds of {ROUND:?}, {CONNECTIONS} connections, {SESSIONS} sessions; in \
-         brackets, the first column beside this one.\n",
+        "{cores} cores of {}, shared by Redis, wrk and the program; Linux {}, Redis {}, Node {}. Under \
+         load: {CONNECTIONS} connections, {SESSIONS} sessions, the median of {ROUNDS} rounds of \
+         {ROUND:?}. In parentheses: our figure divided by this one.\n",
         model.unwrap_or("an unknown processor"),
         said("uname", "-r"),
         redis.trim_start_matches("v="),
@@ -242,8 +339,8 @@ fn machine() -> String {
     )
 }
 
-/// A bar for each program, in a panel for each row.
-fn chart(all: &All, rows: &[Row], path: &PathBuf) -> Result<(), Box<dyn std::error::Error>> {
+/// Draws one panel per row, with one bar per program.
+fn chart(all: &All, rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     const WIDTH: u32 = 860;
     const PANEL: u32 = 202;
     const LABELS: i32 = 180;
@@ -265,7 +362,7 @@ fn chart(all: &All, rows: &[Row], path: &PathBuf) -> Result<(), Box<dyn std::err
         for (n, (value, (program, _))) in row.values.iter().zip(all).enumerate() {
             let top = 38 + n as i32 * (BAR + 4);
             panel.draw(&Text::new(program.to_string(), (12, top + 4), text(14)))?;
-            let shown = value.map_or("–".to_owned(), row.show);
+            let shown = row.cell(n);
             let room = WIDTH as i32 - LABELS - 110;
             let length = (value.unwrap_or_default() / longest * f64::from(room)) as i32;
             let bar = [(LABELS, top), (LABELS + length.max(1), top + BAR)];

@@ -1,16 +1,16 @@
-//! The load: wrk, with one visitor's cookie after the other.
+//! Load by wrk, which cycles through the visitors' cookies.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
-/// What wrk found.
+/// The results of wrk.
 pub struct Load {
     pub views: f64,
     pub views_per_second: f64,
-    /// The median time to the answer.
+    /// The median latency.
     pub p50: Duration,
 }
 
-/// Views `/` on `port` for some time, by so many connections, each with one view in flight.
+/// Views `/` on `port` for `time`, with one view in flight on each connection.
 pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) -> Load {
     let script = script(cookies);
     let output = Command::new("wrk")
@@ -42,7 +42,7 @@ pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) ->
     }
 }
 
-/// wrk's script: the requests, made once, and the result in one line.
+/// Writes the script for wrk: it prepares all requests once and prints the result in one line.
 fn script(cookies: &[String]) -> PathBuf {
     let cookies: Vec<_> = cookies.iter().map(|cookie| format!("{cookie:?}")).collect();
     let script = format!(

@@ -1,13 +1,52 @@
-//! Counting views in Redis: many by one call, each of them once.
+//! Counts views in Redis: many in one call (group commit), and each of them once.
 //!
-//! While a call is in flight, the views that arrive wait together for the next one (group commit):
-//! at rest a view leaves at once, alone, and under load they share a command and a round trip.
-//! A quick Redis counts one half of them while the other half is answered and asks again. A slow one,
-//! for which both halves would wait in turn, counts all, and those that follow upon the last answers.
+//! # Claim
+//! A view that is answered with a number was counted exactly once. For each session and path, every number
+//! from 1 on is answered at most once, and none is skipped but for views that ended in an error.
 //!
-//! A call whose answer is lost is repeated under the same number, and the script keeps the last
-//! call's number and answers: what it has counted, it does not count again. So there is never more
-//! than one call in flight of those that are kept under one key, which are the calls of one lane.
+//! # Known as
+//! This is the client table of Viewstamped Replication (Liskov and Cowling, "Viewstamped Replication
+//! Revisited", 2012, section 4.1) and of Raft (Ongaro, "Consensus: Bridging Theory and Practice", 2014,
+//! section 6.3): a client numbers its requests and has one in flight; the server keeps the last number and
+//! reply of each client, and answers a repetition from there. The client is a [lane](Lane) of this instance,
+//! the request a *call* of `count_views.lua`. A call may take several *attempts*, all under one number.
+//!
+//! # Invariants
+//! 1. *A lane has one call in flight.* One task serves a lane, and lives as long as the lane's entry in
+//!    `lanes`. It takes up the next batch when the last call was answered or given up.
+//! 2. *A number names one call.* Numbers grow, and the key of the kept reply is random for each process.
+//! 3. *The number of the kept reply never falls.* The script replaces only a reply with a lower number.
+//! 4. *A call is counted if and only if its reply is kept.* The script does both or neither, and Redis runs
+//!    a script in one step. (A call whose sessions are all over counts nothing and keeps nothing.)
+//! 5. *Views end before their record.* So a count above 1 proves that the session lives. See
+//!    [`super::lifetime`].
+//!
+//! By 3 and 4 a call is counted at most once. By 1 no newer call can replace its reply before its last
+//! attempt, so an attempt that is answered returns this call's own reply, whichever attempt counted it.
+//!
+//! # Races
+//! 1. *An attempt is lost on its way.* The next one is the first to be counted.
+//! 2. *A reply is lost.* The next attempt finds the reply kept, is undone, and returns it.
+//! 3. *An attempt arrives twice, or after its repetition.* The same.
+//! 4. *An attempt arrives after a newer call.* A higher number is kept: it is undone, renews nothing, and what
+//!    it returns is dropped, since the number is not its own.
+//! 5. *An attempt arrives after its session is over.* Nothing is counted, and nothing is left behind: ids are
+//!    random and never used again.
+//! 6. *A session ends, is deleted or saved while its view waits.* The script sees the session before or after.
+//! 7. *A client disconnects.* Before its batch is made up, its view is not counted; later, it is.
+//! 8. *This instance freezes.* An attempt is not sent after its deadline, and a reply that is read after it is
+//!    dropped, see [`super::retry`].
+//!
+//! # Assumptions
+//! - Redis does not evict keys, and runs scripts atomically.
+//! - An attempt arrives within [`REPLY_KEPT_FOR`] of its call. TCP gives up long before; but a process that
+//!   freezes for longer, after it has looked at its deadline and before it writes, breaks this.
+//! - Clocks need not agree; they only have to run at a like speed, see [`super::lifetime`].
+//!
+//! # Not promised
+//! - After a failover to a replica that lacks the last writes, their numbers are answered once more.
+//! - A new visitor's requests that overlap have no session in common yet: each begins one.
+//! - A view that ends in [`Error::Unanswered`] may have been counted.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -30,183 +69,195 @@ use tokio::{
 use tower_sessions::session::Id;
 
 use super::{
-    Error, FIRST_VIEW,
-    connection::{Connection, Script},
+    DEADLINE, Error, FirstView,
     keys::{self, ReplyKeys},
     lifetime::{Lifetime, MARGIN, Renewed},
+    pacing::{self, LastCall, MAX_BATCH},
+    script::{self, RunScript, Script},
 };
 
-/// Seconds that Redis keeps the reply to the last call: longer than TCP can deliver a call late.
-const REPLY_KEPT_FOR: i64 = 3600;
+/// How long Redis keeps the reply to the last call.
+const REPLY_KEPT_FOR: Duration = Duration::from_secs(3600);
 
-/// A call counts so many views at most: Redis, which does one thing at a time, is then busy for
-/// about 2 ms.
-const MAX_BATCH: usize = 512;
+const _: () = assert!(REPLY_KEPT_FOR.as_secs() > 100 * DEADLINE.as_secs());
 
-/// A call that takes longer does so on its way, or because Redis or this process is busy.
-const SLOW: Duration = Duration::from_millis(4);
-
-/// After a slow call of more views than that there is no pause: a view costs little already, and this
-/// process is at work all the time.
-const MAX_PAUSING: usize = 128;
-
-/// The longest pause before the next call. The shortest that a timer can do is a millisecond or two.
-const LONGEST_PAUSE: Duration = Duration::from_millis(4);
-
-/// So many views may wait for their answers; one more is refused. It is twice what Cloud Run sends to
-/// an instance at once, and what four calls can count.
+/// The most views that may wait for their counts; one more is refused. It is twice what Cloud Run sends to
+/// an instance at once.
 const MAX_VIEWS: usize = 4 * MAX_BATCH;
+
+/// What one call can count: any sessions, or in a Cluster those of this slot.
+type Lane = Option<u16>;
+
+/// A view's count, or none if its session is over.
+pub type Counted = Result<Option<u64>, Error>;
 
 /// Counts views. A clone is another handle on the same committer.
 #[derive(Clone, Debug)]
-pub struct Committer(Arc<Shared>);
+pub struct Committer<R>(Arc<Shared<R>>);
 
 #[derive(Debug)]
-struct Shared {
-    redis: Connection,
+struct Shared<R> {
+    redis: R,
     script: Script,
     lifetime: Lifetime,
     renewed: Arc<Renewed>,
-    /// Where the script keeps its last reply to this instance.
+    /// Where Redis keeps the replies to this instance.
     reply_keys: ReplyKeys,
     /// The number of the last call.
     calls: AtomicU64,
-    /// The lanes that are at work, each with the views that wait for its next call.
+    /// The lanes that have a task, each with the views that wait for its next call.
     lanes: Mutex<HashMap<Lane, Vec<View>>>,
     /// One for each view here.
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
-
-/// What can be counted by one call: any sessions, or in Redis Cluster those of this slot.
-type Lane = Option<u16>;
-
-/// The count, none if the session is over.
-type Answer = Result<Option<u64>, Error>;
 
 #[derive(Debug)]
 struct View {
     session: Id,
     path: Str,
-    answer: oneshot::Sender<Answer>,
-    _place: OwnedSemaphorePermit,
+    /// The request that waits.
+    request: oneshot::Sender<Counted>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Committer {
-    /// Renews sessions for this lifetime, those that were not renewed lately.
-    pub fn new(redis: Connection, lifetime: Lifetime, renewed: Arc<Renewed>) -> Self {
+impl View {
+    fn answer(self, counted: Counted) {
+        // The client may have disconnected.
+        let _ = self.request.send(counted);
+    }
+
+    fn is_awaited(&self) -> bool {
+        !self.request.is_closed()
+    }
+}
+
+impl<R: RunScript> Committer<R> {
+    /// Counts in this Redis, and renews sessions that are not in `renewed`.
+    pub fn new(redis: R, lifetime: Lifetime, renewed: Arc<Renewed>) -> Self {
         Self(Arc::new(Shared {
             script: Script::new(include_str!("count_views.lua")),
             lifetime,
             renewed,
-            reply_keys: ReplyKeys::new(redis.is_clustered),
+            reply_keys: ReplyKeys::new(redis.is_clustered()),
             redis,
             calls: AtomicU64::new(0),
             lanes: Mutex::default(),
-            places: Arc::new(Semaphore::new(MAX_VIEWS)),
+            permits: Arc::new(Semaphore::new(MAX_VIEWS)),
         }))
     }
 
-    /// See [`super::Store::count_view`]. Who no longer waits when the call is made up is not
-    /// counted.
-    pub async fn count_view(&self, session: Id, path: &str) -> Answer {
+    /// Counts a view of `path`. See [`super::Store::count_view`].
+    ///
+    /// # Errors
+    /// As [`super::Store::count_view`] has them.
+    pub async fn count_view(&self, session: Id, path: &str) -> Counted {
         let shared = &self.0;
-        let (answer, answered) = oneshot::channel();
+        let (request, counted) = oneshot::channel();
         let view = View {
             session,
             path: path.into(),
-            answer,
-            _place: shared.place()?,
+            request,
+            _permit: shared.permit()?,
         };
-        let lane = shared.redis.is_clustered.then(|| keys::slot(&session));
+        let lane = shared.redis.is_clustered().then(|| keys::slot(&session));
         match shared.lanes.lock().entry(lane) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push(view),
             Entry::Vacant(vacant) => {
                 vacant.insert(vec![view]);
-                tokio::spawn(shared.clone().commit(lane));
+                tokio::spawn(shared.clone().serve(lane));
             }
         }
-        // The committer answers all views; it may end before, with the program.
-        answered.await.unwrap_or(Err(Error::Unanswered))
+        // The lane's task answers every view, unless the runtime ends first.
+        counted.await.unwrap_or(Err(Error::Unanswered))
+    }
+
+    /// Whether no view waits, and every permit has come back.
+    pub fn is_idle(&self) -> bool {
+        self.0.lanes.lock().is_empty() && self.0.permits.available_permits() == MAX_VIEWS
     }
 }
 
-impl Shared {
-    /// A place for one more view.
-    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
-        let place = || self.places.clone().try_acquire_owned();
-        place().or_else(|_| {
-            // Some may be of visitors who have hung up.
+impl<R: RunScript> Shared<R> {
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let permit = || self.permits.clone().try_acquire_owned();
+        permit().or_else(|_| {
+            // Clients that have disconnected may hold some.
             for waiting in self.lanes.lock().values_mut() {
-                waiting.retain(is_awaited);
+                waiting.retain(View::is_awaited);
             }
-            place().map_err(|_| Error::Full)
+            permit().map_err(|_| Error::Overloaded)
         })
     }
 
     /// Counts the lane's views, call by call, until none wait.
-    async fn commit(self: Arc<Self>, lane: Lane) {
-        // How many views the last call counted, if it was quick.
+    async fn serve(self: Arc<Self>, lane: Lane) {
         let mut last = None;
-        while let Some(mut views) = self.next(lane, last) {
-            let (batch, begin) = (views.len(), Instant::now());
-            match self.call(lane, &views).await {
-                Ok(answers) => {
-                    for (view, answer) in views.into_iter().zip(answers) {
-                        let _ = view.answer.send(answer);
-                    }
-                    let time = begin.elapsed();
-                    last = (time <= SLOW).then_some(batch);
-                    if last.is_none() && (2..=MAX_PAUSING).contains(&batch) {
-                        // Under load; who asks again at once comes along.
-                        sleep(LONGEST_PAUSE.min(time / 8)).await;
-                    }
-                }
-                Err(error) => {
-                    if let Error::Unanswered = error
-                        && let Some(waiting) = self.lanes.lock().get_mut(&lane)
-                    {
-                        // They have waited too, and would again, in vain.
-                        views.append(waiting);
-                    }
-                    for view in views {
-                        let _ = view.answer.send(Err(error.clone()));
-                    }
-                }
+        while let Some(batch) = self.next_batch(lane, last) {
+            last = self.count(lane, batch).await;
+            if let Some(pause) = last.and_then(pacing::pause) {
+                sleep(pause).await;
             }
         }
     }
 
-    /// Takes the next views out of the lane, and ends it if there are none. After a quick call not all
-    /// of them, if it was smaller: with calls of a like size, Redis and this process are both at work.
-    fn next(&self, lane: Lane, last: Option<usize>) -> Option<Vec<View>> {
+    /// Takes the next batch out of the lane, or ends the lane if no views wait.
+    fn next_batch(&self, lane: Lane, last: Option<LastCall>) -> Option<Vec<View>> {
         let mut lanes = self.lanes.lock();
         let waiting = lanes.get_mut(&lane)?;
-        waiting.retain(is_awaited);
+        waiting.retain(View::is_awaited);
         if waiting.is_empty() {
             lanes.remove(&lane);
             return None;
         }
-        let all = waiting.len();
-        let half = last.map_or(all, |last| (all + last).div_ceil(2));
-        let batch = all.min(half).min(MAX_BATCH);
-        Some(waiting.drain(..batch).collect())
+        let size = pacing::batch_size(waiting.len(), last);
+        Some(waiting.drain(..size).collect())
     }
 
-    /// Has Redis count these views, once. Gives the answer for each.
-    async fn call(&self, lane: Lane, views: &[View]) -> Result<Vec<Answer>, Error> {
+    /// Counts a batch in one call, and answers its views.
+    async fn count(&self, lane: Lane, batch: Vec<View>) -> Option<LastCall> {
+        let (size, begin) = (batch.len(), Instant::now());
+        match self.call(lane, &batch).await {
+            Ok(counts) => {
+                for (view, counted) in batch.into_iter().zip(counts) {
+                    view.answer(counted);
+                }
+                Some(LastCall {
+                    batch: size,
+                    took: begin.elapsed(),
+                })
+            }
+            Err(error) => {
+                let mut failed = batch;
+                if let Error::Unanswered = error
+                    && let Some(waiting) = self.lanes.lock().get_mut(&lane)
+                {
+                    // They have waited as long as this call took, and would wait as long again.
+                    failed.append(waiting);
+                }
+                for view in failed {
+                    view.answer(Err(error.clone()));
+                }
+                None
+            }
+        }
+    }
+
+    /// Has Redis count the batch. Gives the result for each view.
+    async fn call(&self, lane: Lane, batch: &[View]) -> Result<Vec<Counted>, Error> {
         let number = self.calls.fetch_add(1, Relaxed) + 1;
         let begin = Instant::now();
-        let sessions = || views.iter().map(|view| &view.session);
-        let renews = self.renewed.are_due(sessions(), begin);
-        let arguments = || self.arguments(number, lane, views, &renews);
-        let reply: String = self.redis.run(begin, &self.script, arguments).await?;
-        let answers = read_reply(&reply, number, views.len()).ok_or(Error::Unanswered)?;
-        let are_renewed = sessions().zip(&answers).zip(&renews);
-        let are_renewed =
-            are_renewed.filter(|((_, answer), renews)| **renews && matches!(answer, Ok(Some(_))));
-        self.renewed
-            .remember(are_renewed.map(|((session, _), _)| *session), begin);
-        Ok(answers)
+        let sessions = || batch.iter().map(|view| &view.session);
+        let are_due = self.renewed.are_due(sessions(), begin);
+        let arguments = || self.arguments(number, lane, batch, &are_due);
+        let reply = script::run(&self.redis, begin, &self.script, arguments).await?;
+        // Nobody else writes there, so any other reply is an older attempt's of a call that was given up.
+        let counts = read_reply(&reply, number, batch.len()).ok_or(Error::Unanswered)?;
+        let renewed = sessions().zip(&are_due).zip(&counts);
+        let renewed = renewed.filter_map(|((session, is_due), counted)| {
+            (*is_due && matches!(counted, Ok(Some(_)))).then_some(*session)
+        });
+        self.renewed.remember(renewed, begin);
+        Ok(counts)
     }
 
     /// The script's keys and arguments.
@@ -214,69 +265,62 @@ impl Shared {
         &self,
         number: u64,
         lane: Lane,
-        views: &[View],
-        renews: &[bool],
+        batch: &[View],
+        are_due: &[bool],
     ) -> (Vec<Key>, Vec<Value>) {
-        let mut keys = Vec::with_capacity(1 + 2 * views.len());
+        let mut keys = Vec::with_capacity(1 + 2 * batch.len());
         keys.push(self.reply_keys.key(lane));
-        keys.extend(keys::of_sessions(views.iter().map(|view| &view.session)));
-        let mut arguments = Vec::with_capacity(5 + 2 * views.len());
+        keys.extend(keys::of_sessions(batch.iter().map(|view| &view.session)));
+        let mut arguments = Vec::with_capacity(5 + 2 * batch.len());
         arguments.extend([
             Value::from(number as i64),
-            Value::from(self.lifetime.of_record().as_millis() as i64),
+            Value::from(self.lifetime.record_millis()),
             Value::from(MARGIN.as_millis() as i64),
-            Value::from(REPLY_KEPT_FOR),
-            Value::from_static_str(FIRST_VIEW),
+            Value::from(REPLY_KEPT_FOR.as_secs() as i64),
+            Value::from_static_str(FirstView::KEY),
         ]);
-        for (view, renews) in views.iter().zip(renews) {
-            let renews = if *renews { "1" } else { "" };
+        for (view, is_due) in batch.iter().zip(are_due) {
             arguments.extend([
                 Value::String(view.path.clone()),
-                Value::from_static_str(renews),
+                Value::from_static_str(if *is_due { "1" } else { "" }),
             ]);
         }
         (keys, arguments)
     }
 }
 
-fn is_awaited(view: &View) -> bool {
-    !view.answer.is_closed()
-}
-
-/// The answers to the views of this call, if this is the reply to it and nothing else.
-fn read_reply(reply: &str, number: u64, views: usize) -> Option<Vec<Answer>> {
+/// Reads the script's reply to the call of this number and size: the result for each view. None if it is
+/// anything else.
+fn read_reply(reply: &str, number: u64, size: usize) -> Option<Vec<Counted>> {
     let (first, lines) = reply.split_once('\n')?;
     if first != number.to_string() {
         return None;
     }
-    let mut answers = Vec::with_capacity(views);
+    let mut counts = Vec::with_capacity(size);
     for line in lines.split('\n') {
-        answers.push(match line.strip_prefix('-') {
+        counts.push(match line.strip_prefix('-') {
             Some(error) => Err(Error::Refused(error.to_owned())),
             None if !line.bytes().all(|byte| byte.is_ascii_digit()) => return None,
-            None => match line.parse().ok()? {
-                0 => Ok(None),
-                count => Ok(Some(count)),
-            },
+            None => Ok(Some(line.parse().ok()?).filter(|count| *count > 0)),
         });
     }
-    (answers.len() == views).then_some(answers)
+    (counts.len() == size).then_some(counts)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(reply: &str) -> Option<Vec<Answer>> {
+    fn read(reply: &str) -> Option<Vec<Counted>> {
         read_reply(reply, 7, 3)
     }
 
     #[test]
-    fn a_reply_is_a_count_or_an_error_for_each_view() {
-        let answers = read("7\n9007199254740992\n0\n-OOM no 5 memory").unwrap();
-        assert!(matches!(answers[0], Ok(Some(9_007_199_254_740_992))));
-        assert!(matches!(answers[1], Ok(None)));
-        assert!(matches!(&answers[2], Err(Error::Refused(reason)) if reason == "OOM no 5 memory"));
+    fn a_reply_has_a_count_or_an_error_for_each_view() {
+        let counts = read("7\n9007199254740992\n0\n-OOM no 5 memory").unwrap();
+        assert!(matches!(counts[0], Ok(Some(9_007_199_254_740_992))));
+        assert!(matches!(counts[1], Ok(None)));
+        assert!(matches!(&counts[2], Err(Error::Refused(reason)) if reason == "OOM no 5 memory"));
     }
 
     #[test]

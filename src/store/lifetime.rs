@@ -1,8 +1,14 @@
-//! How long sessions live in Redis, and which of them need not be renewed for now.
+//! How long sessions live in Redis, and which of them an instance need not renew for now.
 //!
-//! A session lives at least `SESSION_TTL` after its last view. To renew it with each view would cost two
-//! commands a view, so its keys live longer by a *window*: what an instance has renewed within the window,
-//! it need not renew again. Time to live is always relative, counted by Redis's clock alone.
+//! A session lives at least `SESSION_TTL` after its last view or save. Renewing it with each view would cost
+//! two commands a view. So its keys live longer by a *window*, and an instance that has renewed a session within
+//! the window does not renew it again. Times to live are relative and counted by Redis, so the instances' clocks
+//! may show any time.
+//!
+//! Why this is long enough: an instance decides at some moment not to renew a session that it renewed at most a
+//! window ago. The view is answered at most [`DEADLINE`] later. So its keys were given at most
+//! `window + DEADLINE` before the answer, by clocks that may drift apart by [`DRIFT`] in that time, and the
+//! views end [`MARGIN`] before the record.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -10,23 +16,25 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower_sessions::session::Id;
 
-use super::connection;
+use super::DEADLINE;
 
-/// By so much the clocks of Redis and of an instance may differ over a window: 400 parts in a million
-/// of an hour. (They need not show the same time.)
+/// How far the clocks of Redis and of an instance may drift apart over a window: 400 parts in a million of an
+/// hour.
 const DRIFT: Duration = Duration::from_millis(1500);
 
-/// By so much a session's views end before its record. Redis before 7.2 looks at its clock with each
-/// command, even inside a script: it must not take longer than this for one.
+/// How much earlier than its record a session's views end. Before version 7.2, Redis reads its clock for each
+/// command inside a script; two commands of one script must not be further apart than this.
 pub const MARGIN: Duration = Duration::from_secs(1);
 
-/// The longest window. Beyond it the clocks would drift apart, and there is nothing left to gain.
+/// The longest window. Over a longer one the clocks would drift further apart, to save hardly anything.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);
 
 /// The window's share of the time to live.
 const WINDOW_SHARE: u32 = 24;
 
-/// So many sessions are remembered as renewed: what a table of 131,072 places holds, 2.2 MB.
+const _: () = assert!(LONGEST_WINDOW.as_millis() / 2500 <= DRIFT.as_millis());
+
+/// The most sessions that an instance remembers: what a hash table of 131,072 slots holds, in 2.2 MB.
 const MAX_REMEMBERED: usize = 131_072 / 8 * 7;
 
 /// How long a session's keys live.
@@ -41,19 +49,24 @@ impl Lifetime {
         Self { ttl }
     }
 
-    /// For so long a session that was renewed need not be renewed again.
+    /// How long a session that was renewed need not be renewed again.
     pub fn window(self) -> Duration {
         (self.ttl / WINDOW_SHARE).min(LONGEST_WINDOW)
     }
 
-    /// The life of a record from its renewal on. Its views end [`MARGIN`] earlier.
+    /// How long a record lives after its renewal. Its views end [`MARGIN`] earlier.
     pub fn of_record(self) -> Duration {
-        self.ttl + self.window() + connection::DEADLINE + DRIFT + MARGIN
+        self.ttl + self.window() + DEADLINE + DRIFT + MARGIN
+    }
+
+    /// The same in milliseconds, for Redis.
+    pub fn record_millis(self) -> i64 {
+        self.of_record().as_millis() as i64
     }
 }
 
-/// The sessions that this instance has renewed within the current window. To forget one is harmless: it
-/// is renewed once more.
+/// The sessions that this instance has renewed within the current window. Forgetting one is harmless: it is
+/// renewed once more.
 #[derive(Debug)]
 pub struct Renewed {
     window: Duration,
@@ -67,7 +80,7 @@ struct Window {
 }
 
 impl Renewed {
-    /// None yet.
+    /// Nothing is renewed yet.
     pub fn new(lifetime: Lifetime) -> Self {
         Self {
             window: lifetime.window(),
@@ -78,7 +91,7 @@ impl Renewed {
         }
     }
 
-    /// For each of these sessions whether it is to be renewed, at this moment.
+    /// Whether each of these sessions is to be renewed, as of `now`.
     pub fn are_due<'a>(&self, sessions: impl Iterator<Item = &'a Id>, now: Instant) -> Vec<bool> {
         let mut current = self.current.lock();
         if now.duration_since(current.begin) >= self.window {
@@ -89,7 +102,7 @@ impl Renewed {
         sessions.map(is_due).collect()
     }
 
-    /// Remembers sessions that Redis says it has renewed, by a command that was sent after this moment.
+    /// Remembers sessions that Redis has confirmed to be renewed, by a command that was sent after `since`.
     pub fn remember(&self, sessions: impl Iterator<Item = Id>, since: Instant) {
         let mut current = self.current.lock();
         if since < current.begin {

@@ -1,4 +1,4 @@
-//! Sessions in this process: for trying the service, and for one that runs alone.
+//! Sessions in this process: to try the service, or for an instance that runs alone.
 
 use std::{
     collections::HashMap,
@@ -15,9 +15,9 @@ use tower_sessions::{
     session_store,
 };
 
-use super::FIRST_VIEW;
+use super::FirstView;
 
-/// The bound of the store. With more, the session that was viewed least recently ends early.
+/// The most sessions that are kept. Beyond it, the session that was viewed least recently ends early.
 pub const MAX_SESSIONS: u64 = 50_000;
 
 /// The sessions. A clone is another handle on the same ones.
@@ -29,7 +29,7 @@ pub struct Sessions {
 
 #[derive(Debug)]
 struct Session {
-    /// Of the last view or save.
+    /// When it was last viewed or saved.
     renewed: Instant,
     record: Record,
     /// Path to count. Empty until the session's second view, as in Redis.
@@ -41,15 +41,15 @@ impl Sessions {
     pub fn new(ttl: Duration) -> Self {
         let cache = Cache::builder()
             .max_capacity(MAX_SESSIONS)
-            // The cache's default policy weighs how often a session was viewed, and so would turn
-            // each new visitor away once it is full.
+            // The cache's default policy prefers sessions that are viewed often. Once it is full, it would
+            // reject every new visitor.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(ttl)
             .build();
         Self { cache, ttl }
     }
 
-    /// Does this to the session if it lives. (The cache keeps it a while longer if it is looked at.)
+    /// Runs `action` on the session if it lives. (The cache keeps a session longer that is only looked at.)
     fn with<T>(&self, id: &Id, action: impl FnOnce(&mut Session) -> T) -> Option<T> {
         let session = self.cache.get(id)?;
         let mut session = session.lock();
@@ -60,9 +60,8 @@ impl Sessions {
     pub fn count_view(&self, id: &Id, path: &str) -> Option<u64> {
         self.with(id, |session| {
             session.renewed = Instant::now();
-            let first = session.record.data.get(FIRST_VIEW);
             if session.views.is_empty()
-                && let Some(first) = first.and_then(|path| path.as_str())
+                && let Some(FirstView(first)) = FirstView::of(&session.record.data)
             {
                 session.views.insert(first.into(), 1);
             }
@@ -76,7 +75,7 @@ impl Sessions {
 #[async_trait]
 impl SessionStore for Sessions {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
-        // Never an id that a client has offered, whatever the session went through before.
+        // Never an id that a client sent.
         record.id = Id::default();
         let session = Session {
             renewed: Instant::now(),

@@ -1,4 +1,4 @@
-//! Sessions in Redis: a record each, and beside it, once there is a second view, its views.
+//! Sessions in Redis: for each a record and, from its second view on, its views beside it.
 
 use std::{iter, sync::Arc, time::Duration};
 
@@ -19,30 +19,31 @@ use tower_sessions_redis_store::RedisStore;
 use super::{
     Error,
     committer::Committer,
-    connection::{Connection, Script},
+    connection::Connection,
     keys,
     lifetime::{Lifetime, MARGIN, Renewed},
+    script::{self, Script},
 };
 
 /// The sessions in one Redis. A clone is another handle on the same ones.
 #[derive(Clone, Debug)]
 pub struct Sessions {
-    redis: Connection,
+    connection: Connection,
     save: Arc<Script>,
     lifetime: Lifetime,
     renewed: Arc<Renewed>,
-    views: Committer,
+    views: Committer<Connection>,
 }
 
 impl Sessions {
-    /// Keeps sessions for at least `ttl` after each view.
-    pub fn new(redis: Connection, ttl: Duration) -> Self {
+    /// Keeps sessions for at least `ttl` after each view or save.
+    pub fn new(connection: Connection, ttl: Duration) -> Self {
         let lifetime = Lifetime::new(ttl);
         let renewed = Arc::new(Renewed::new(lifetime));
         Self {
-            views: Committer::new(redis.clone(), lifetime, renewed.clone()),
+            views: Committer::new(connection.clone(), lifetime, renewed.clone()),
             save: Arc::new(Script::new(include_str!("save.lua"))),
-            redis,
+            connection,
             lifetime,
             renewed,
         }
@@ -56,18 +57,18 @@ impl Sessions {
 
     /// See [`super::Store::ping`].
     pub async fn ping(&self) -> Result<(), Error> {
-        let ping = |redis: Client| async move { redis.ping(None).await };
-        self.redis.ask(Instant::now(), ping).await
+        let ping = |link: Client| async move { link.ping(None).await };
+        self.connection.ask(Instant::now(), ping).await
     }
 
     /// See [`super::Store::rejected`].
     pub async fn rejected(&self) -> String {
-        self.redis.rejected().await
+        self.connection.rejected().await
     }
 
-    /// What Redis keeps of a record, as tower-sessions-redis-store reads it.
+    /// A record as tower-sessions-redis-store reads it.
     fn encode(&self, record: &Record) -> Result<Value, Error> {
-        // Nobody reads when it ends, but without a fraction of a second a record takes 120 bytes, not 136.
+        // Nobody reads this time, but a record without a fraction of a second takes 120 bytes instead of 136.
         let end = OffsetDateTime::now_utc() + self.lifetime.of_record();
         let record = Record {
             expiry_date: end.replace_nanosecond(0).unwrap_or(end),
@@ -79,25 +80,25 @@ impl Sessions {
     }
 }
 
-// tower-sessions-redis-store would have records end at a time by this instance's clock. These end a time
-// after they are written, by Redis's clock, as their views do.
+// tower-sessions-redis-store 0.16 only loads records here. It would write them to end at a time of this
+// instance's clock; but they have to end together with their views, by Redis's clock.
 #[async_trait]
 impl SessionStore for Sessions {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
         let begin = Instant::now();
-        // Never an id that a client has offered, whatever the session went through before, nor one
-        // under which an attempt has created it whose answer was lost: that one stays unused.
-        let create = |redis: Client| {
+        // Each attempt takes a new id: never one that a client sent, nor one under which an attempt whose
+        // reply was lost has created the session. That one stays unused.
+        let create = |link: Client| {
             let new = Record {
                 id: Id::default(),
                 ..record.clone()
             };
             async move {
-                let life = Expiration::PX(self.lifetime.of_record().as_millis() as i64);
                 let (id, value) = (new.id, self.encode(&new)?);
-                let (key, option) = (id.to_string(), Some(SetOptions::NX));
-                let is_new = redis.set(key, value, Some(life), option, false).await?;
-                // Else the id was taken, which is a matter of 1 to 10^38.
+                let life = Some(Expiration::PX(self.lifetime.record_millis()));
+                let option = Some(SetOptions::NX);
+                // Redis replies nil if the id is taken, which fred turns into `false`.
+                let is_new = link.set(id.to_string(), value, life, option, false).await?;
                 if is_new {
                     Ok(id)
                 } else {
@@ -105,59 +106,56 @@ impl SessionStore for Sessions {
                 }
             }
         };
-        let created = self.redis.ask(begin, create).await;
+        let created = self.connection.ask(begin, create).await;
         record.id = created.inspect_err(Error::report)?;
         self.renewed.remember(iter::once(record.id), begin);
         Ok(())
     }
 
-    /// Saves the record of a session that lives; one that is over stays over.
+    /// Saves the record of a session that lives, and renews the session. A session that is over stays over.
     async fn save(&self, record: &Record) -> session_store::Result<()> {
         let begin = Instant::now();
         let value = self.encode(record)?;
         let is_due = self.renewed.are_due(iter::once(&record.id), begin)[0];
-        let saved: Result<Value, _> = if is_due {
+        if is_due {
             let arguments = || {
                 let keys = keys::of_sessions(iter::once(&record.id)).collect();
-                let life = self.lifetime.of_record().as_millis() as i64;
+                let life = self.lifetime.record_millis();
                 let margin = MARGIN.as_millis() as i64;
                 (keys, vec![value.clone(), life.into(), margin.into()])
             };
-            self.redis.run(begin, &self.save, arguments).await
+            let saved = script::run(&self.connection, begin, &self.save, arguments).await;
+            saved.inspect_err(Error::report)?;
+            self.renewed.remember(iter::once(record.id), begin);
         } else {
-            let save = |redis: Client| {
+            // Renewed already: one command instead of four.
+            let save = |link: Client| {
                 let (key, value) = (record.id.to_string(), value.clone());
                 let (life, option) = (Some(Expiration::KEEPTTL), Some(SetOptions::XX));
-                async move { redis.set(key, value, life, option, false).await }
+                async move {
+                    link.set::<Value, _, _>(key, value, life, option, false)
+                        .await
+                }
             };
-            self.redis.ask(begin, save).await
-        };
-        saved.inspect_err(Error::report)?;
-        if is_due {
-            self.renewed.remember(iter::once(record.id), begin);
+            let saved = self.connection.ask(begin, save).await;
+            saved.inspect_err(Error::report)?;
         }
         Ok(())
     }
 
     async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        let load = |redis| async move { RedisStore::new(redis).load(id).await };
-        Ok(self
-            .redis
-            .ask(Instant::now(), load)
-            .await
-            .inspect_err(Error::report)?)
+        let load = |link| async move { RedisStore::new(link).load(id).await };
+        let loaded = self.connection.ask(Instant::now(), load).await;
+        Ok(loaded.inspect_err(Error::report)?)
     }
 
-    /// Deletes the session, its views too.
+    /// Deletes the session with its views.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        let delete = |redis: Client| async move {
+        let delete = |link: Client| async move {
             let keys: Vec<_> = keys::of_sessions(iter::once(id)).collect();
-            redis.del(keys).await
+            link.del(keys).await
         };
-        Ok(self
-            .redis
-            .ask(Instant::now(), delete)
-            .await
-            .inspect_err(Error::report)?)
+        let deleted = self.connection.ask(Instant::now(), delete).await;
+        Ok(deleted.inspect_err(Error::report)?)
     }
 }

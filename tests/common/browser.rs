@@ -1,4 +1,4 @@
-//! Debian's Chromium, as a visitor sits before it.
+//! Debian's Chromium, driven through chromedriver.
 
 use std::{
     env,
@@ -14,9 +14,9 @@ use thirtyfour::{
     By, ChromeCapabilities, ChromiumLikeCapabilities, Key, LoggingPrefsLogLevel, WebDriver,
 };
 
-use super::{PATIENCE, Process, eventually, visitor::Port};
+use super::{Process, TIMEOUT, eventually, visitor::Port};
 
-/// For one that nobody sees, and that asks nobody but this machine for anything.
+/// Without a window, and without requests to other machines.
 const FLAGS: [&str; 11] = [
     "--headless",
     "--no-sandbox",
@@ -31,14 +31,14 @@ const FLAGS: [&str; 11] = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
 ];
 
-/// A browser with a new profile of its own, which ends with this value.
+/// A browser with a new profile. It is killed when this value is dropped.
 pub struct Browser {
     pub driver: WebDriver,
     _chromedriver: Group,
     _home: TempDir,
 }
 
-/// A process and all that it started.
+/// A process and all its descendants.
 struct Group(Process);
 
 impl Drop for Group {
@@ -50,14 +50,14 @@ impl Drop for Group {
     }
 }
 
-/// What `prefers-color-scheme` says.
+/// The value of `prefers-color-scheme`.
 #[derive(Clone, Copy, Debug)]
 pub enum Scheme {
     Light,
     Dark,
 }
 
-/// Starts it, and gives its port. None if it ends before it has one.
+/// Starts chromedriver and returns its port, or `None` if it exits before it listens.
 fn chromedriver(home: &TempDir) -> Option<(Group, u16)> {
     let mut chromedriver = Command::new("chromedriver");
     chromedriver
@@ -75,7 +75,7 @@ fn chromedriver(home: &TempDir) -> Option<(Group, u16)> {
         let (_, port) = line.split_once("started successfully on port ")?;
         port.trim_end_matches('.').parse().ok()
     });
-    // Read on, or a full pipe would stop it.
+    // Keep reading: a full pipe would block chromedriver.
     thread::spawn(move || lines.for_each(drop));
     Some((chromedriver, port?))
 }
@@ -85,13 +85,13 @@ impl Browser {
         Self::start_with(&[]).await
     }
 
-    /// Starts it with these flags beside its own.
+    /// Starts the browser with these flags in addition to [`FLAGS`].
     pub async fn start_with(flags: &[&str]) -> Self {
         let home = TempDir::new().unwrap();
-        // It takes a free port of IPv4 for one of IPv6, which it may not be: then another.
+        // chromedriver picks a port that is free on IPv4 and exits if IPv6 has it in use. Try again.
         let (chromedriver, port) = (0..10)
             .find_map(|_| chromedriver(&home))
-            .expect("chromedriver does not start");
+            .expect("chromedriver does not start, see tests/run");
 
         let mut chrome = ChromeCapabilities::new();
         for flag in FLAGS.iter().chain(flags) {
@@ -106,12 +106,12 @@ impl Browser {
                 .unwrap();
         }
         let driver = WebDriver::builder(format!("http://127.0.0.1:{port}"), chrome)
-            .request_timeout(PATIENCE)
+            .request_timeout(TIMEOUT)
             .await
             .expect("Chromium does not start, see tests/run");
-        // Its own way to end the browser would wait for the runtime that it blocks.
+        // WebDriver's destructor blocks on the runtime that it runs in. `Group` ends the browser instead.
         driver.clone().leak().unwrap();
-        // Debian's begins with a page of another host. What became of that is not the service's.
+        // Debian's Chromium opens a page of another host first. Discard what was logged for it.
         driver.goto("about:blank").await.unwrap();
         driver.get_log("performance").await.unwrap();
         Self {
@@ -131,31 +131,42 @@ impl Browser {
         self.driver.refresh().await.unwrap();
     }
 
-    /// Clicks on a link, named by CSS, and waits for the page that it leads to.
+    /// Clicks the element that matches this CSS selector and waits for the next page.
     pub async fn follow(&self, link: &str) {
         let link = self.driver.find(By::Css(link)).await.unwrap();
-        self.leave(async || link.click().await.unwrap()).await;
+        self.navigate(async || link.click().await.unwrap()).await;
     }
 
+    /// Presses a key once. The browser drops keys that it gets before the page has the focus.
     pub async fn press(&self, key: Key) {
+        const READY: &str = "return document.readyState == 'complete' && document.hasFocus()
+            && performance.getEntriesByType('paint').length > 0";
+        eventually("a page that has the focus", async || {
+            (self.run(READY).await == true).then_some(())
+        })
+        .await;
         let keys = self.driver.action_chain().send_keys(key);
         keys.perform().await.unwrap();
     }
 
-    /// Does what leads to another page, perhaps at the same address, and waits until it is there.
-    pub async fn leave(&self, action: impl AsyncFn()) {
+    /// Runs an action that loads another page, or the same one again, and waits until it is complete.
+    pub async fn navigate(&self, action: impl AsyncFn()) {
         const PAGE: &str = "return document.readyState == 'complete' && performance.timeOrigin";
-        let before = self.run(PAGE).await;
+        let before = eventually("a complete page", async || {
+            let page = self.run(PAGE).await;
+            page.is_number().then_some(page)
+        })
+        .await;
         action().await;
-        eventually("another page", async || {
-            // It fails between two pages.
+        eventually("the next page", async || {
+            // The call fails between two pages.
             let page = self.driver.execute(PAGE, []).await.ok()?;
             (page.json().is_number() && *page.json() != before).then_some(())
         })
         .await;
     }
 
-    /// What a script answers, run inside the page.
+    /// Runs a script inside the page and returns its result.
     pub async fn run(&self, script: &str) -> Value {
         let answer = self.driver.execute(script, []).await;
         answer
@@ -164,7 +175,7 @@ impl Browser {
             .clone()
     }
 
-    /// The text of an element, named by CSS, as it is seen.
+    /// The visible text of the element that matches this CSS selector.
     pub async fn text(&self, element: &str) -> String {
         let element = self.driver.find(By::Css(element)).await;
         element.unwrap().text().await.unwrap()
@@ -178,20 +189,20 @@ impl Browser {
         number.unwrap_or_else(|| panic!("the page says: {sentence}"))
     }
 
-    /// The path of the page at hand.
+    /// The path of the current page.
     pub async fn path(&self) -> String {
         self.driver.current_url().await.unwrap().path().to_owned()
     }
 
-    /// Speaks the DevTools' protocol.
+    /// Calls a method of the DevTools protocol.
     pub async fn devtools(&self, method: &str, parameters: Value) -> Value {
         let answer = self.driver.cdp().send_raw(method, parameters).await;
         answer.unwrap_or_else(|error| panic!("{method}: {error}"))
     }
 
-    /// Has the screen be so many device pixels wide, and so many of them make one of CSS, as zooming
-    /// does.
-    pub async fn look(&self, scheme: Scheme, width: u32, zoom: u32) {
+    /// Emulates a color scheme, a screen width in device pixels, and a zoom factor: the number of
+    /// device pixels per CSS pixel.
+    pub async fn emulate(&self, scheme: Scheme, width: u32, zoom: u32) {
         const HEIGHT: u32 = 800;
         let scheme = match scheme {
             Scheme::Light => "light",
@@ -213,29 +224,29 @@ impl Browser {
             .await;
     }
 
-    /// What the browser has had to say since the last call: each message in the console, each request
-    /// that failed or was blocked or answered with an error, and each that left for another host.
-    pub async fn complaints(&self, service: &impl Port) -> Vec<String> {
+    /// Problems since the last call: every console message, every request that failed, was blocked or
+    /// got an error status, and every request to another host.
+    pub async fn problems(&self, service: &impl Port) -> Vec<String> {
         let console = self.driver.get_log("browser").await.unwrap();
-        let mut complaints: Vec<_> = console.into_iter().map(|entry| entry.message).collect();
+        let mut problems: Vec<_> = console.into_iter().map(|entry| entry.message).collect();
         let ours = format!("http://127.0.0.1:{}/", service.port());
         for entry in self.driver.get_log("performance").await.unwrap() {
             let entry: Value = serde_json::from_str(&entry.message).unwrap();
             let (event, what) = (&entry["message"]["method"], &entry["message"]["params"]);
             let url = |of: &str| what[of]["url"].as_str().unwrap().to_owned();
-            let complaint = match event.as_str().unwrap() {
+            let problem = match event.as_str().unwrap() {
                 "Network.loadingFailed" => Some(format!("failed: {what}")),
                 "Network.requestWillBeSent" => Some(url("request"))
                     .filter(|url| url.starts_with("http") && !url.starts_with(&ours))
-                    .map(|url| format!("asked for: {url}")),
+                    .map(|url| format!("requested: {url}")),
                 "Network.responseReceived" => what["response"]["status"]
                     .as_u64()
                     .filter(|status| *status >= 400)
                     .map(|status| format!("answered {status}: {}", url("response"))),
                 _ => None,
             };
-            complaints.extend(complaint);
+            problems.extend(problem);
         }
-        complaints
+        problems
     }
 }

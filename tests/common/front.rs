@@ -1,4 +1,4 @@
-//! A way to the service on which everything is seen.
+//! A recording proxy in front of the service.
 
 use std::{
     io,
@@ -12,17 +12,17 @@ use tokio::{
 
 use super::{Service, visitor::Port};
 
-/// Passes on what browsers and the service say to each other, and keeps it.
+/// Forwards requests and responses, and records their heads.
 pub struct Front {
     port: u16,
     exchanges: Arc<Mutex<Vec<Exchange>>>,
 }
 
-/// The heads of a request and of its answer.
+/// The heads of a request and of its response.
 #[derive(Clone, Debug)]
 pub struct Exchange {
     pub request: String,
-    pub answer: String,
+    pub response: String,
 }
 
 impl Port for Front {
@@ -44,23 +44,23 @@ impl Front {
                 let exchanges = exchanges.clone();
                 tokio::spawn(async move {
                     let service = TcpStream::connect(("127.0.0.1", port)).await?;
-                    pass_on(browser, service, &exchanges).await
+                    forward(browser, service, &exchanges).await
                 });
             }
         });
         front
     }
 
-    /// All that was asked so far and has an answer.
+    /// All exchanges so far, in the order of their responses.
     pub fn exchanges(&self) -> Vec<Exchange> {
         self.exchanges.lock().unwrap().clone()
     }
 
-    /// How often this was asked for.
-    pub fn asked(&self, path: &str) -> u64 {
+    /// The number of requests for this path so far.
+    pub fn requests_for(&self, path: &str) -> u64 {
         let exchanges = self.exchanges();
-        let asked = exchanges.iter().filter(|exchange| exchange.path() == path);
-        asked.count() as u64
+        let requests = exchanges.iter().filter(|exchange| exchange.path() == path);
+        requests.count() as u64
     }
 }
 
@@ -70,17 +70,15 @@ impl Exchange {
     }
 
     pub fn status(&self) -> &str {
-        self.answer.split(' ').nth(1).unwrap()
+        self.response.split(' ').nth(1).unwrap()
     }
 
-    /// A header of the request.
-    pub fn asks(&self, name: &str) -> Option<&str> {
+    pub fn request_header(&self, name: &str) -> Option<&str> {
         header(&self.request, name)
     }
 
-    /// A header of the answer.
-    pub fn answers(&self, name: &str) -> Option<&str> {
-        header(&self.answer, name)
+    pub fn response_header(&self, name: &str) -> Option<&str> {
+        header(&self.response, name)
     }
 }
 
@@ -89,8 +87,8 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     headers.find_map(|(header, value)| header.eq_ignore_ascii_case(name).then_some(value))
 }
 
-/// One exchange after the other, as browsers do on a connection.
-async fn pass_on(
+/// Forwards one exchange after the other: browsers do not pipeline.
+async fn forward(
     browser: TcpStream,
     service: TcpStream,
     exchanges: &Mutex<Vec<Exchange>>,
@@ -99,14 +97,15 @@ async fn pass_on(
     loop {
         let request = read_head(&mut browser).await?;
         service.write_all(request.as_bytes()).await?;
-        let answer = read_head(&mut service).await?;
-        let length = header(&answer, "content-length").map_or(0, |length| length.parse().unwrap());
-        let mut bytes = answer.clone().into_bytes();
+        let response = read_head(&mut service).await?;
+        let length =
+            header(&response, "content-length").map_or(0, |length| length.parse().unwrap());
+        let mut bytes = response.clone().into_bytes();
         let body = bytes.len();
         bytes.resize(body + length, 0);
         service.read_exact(&mut bytes[body..]).await?;
-        // Seen before it is shown.
-        let exchange = Exchange { request, answer };
+        // Recorded first, so that tests see every exchange that the browser has seen.
+        let exchange = Exchange { request, response };
         exchanges.lock().unwrap().push(exchange);
         browser.write_all(&bytes).await?;
     }

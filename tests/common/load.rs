@@ -1,4 +1,4 @@
-//! Visitors who view a page again and again while something happens to their store.
+//! Continuous load: visitors that view a page repeatedly while a test disturbs the store.
 
 use std::{
     ops::RangeFrom,
@@ -11,17 +11,17 @@ use std::{
 
 use tokio::task::JoinHandle;
 
-use super::{PATIENCE, Service, Visitor};
+use super::{Service, TIMEOUT, Visitor};
 
-/// Between an answer and the visitor's next view, so that the machine has time for the servers.
+/// The pause between a response and the visitor's next view. It leaves CPU time for the servers.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What a visitor saw.
+/// One view and its outcome.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
-    /// When it was asked for.
+    /// When the request was sent.
     pub begin: Instant,
-    /// How long the answer took.
+    /// The time until the response was complete.
     pub took: Duration,
     pub status: u16,
     /// The number on the page, if there was one.
@@ -34,51 +34,51 @@ impl View {
     }
 }
 
-/// The visitors, each with one view at a time. A test that does something meanwhile needs a runtime
-/// of several threads.
+/// Visitors in the background, each with one view in flight. Tests that block meanwhile need a
+/// multi-threaded runtime.
 pub struct Load {
-    over: Arc<AtomicBool>,
-    visitors: Vec<Coming>,
+    stop: Arc<AtomicBool>,
+    visitors: Vec<Task>,
 }
 
-struct Coming {
+struct Task {
     seen: Arc<Mutex<Vec<View>>>,
     visitor: JoinHandle<Visitor>,
 }
 
 impl Load {
-    /// Has these visitors view `/foo` until they are stopped, each on all the services by turns.
+    /// Lets these visitors view `/foo` until they are stopped, each on all services in turn.
     pub fn start(services: &[Service], visitors: &[Visitor]) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         let ports: Vec<_> = services.iter().map(|service| service.port).collect();
         let visitors = visitors.iter().map(|visitor| {
             let seen = Arc::default();
-            let coming = come(
+            let views = keep_viewing(
                 visitor.clone(),
                 ports.clone(),
-                over.clone(),
+                stop.clone(),
                 Arc::clone(&seen),
             );
-            let visitor = tokio::spawn(coming);
-            Coming { seen, visitor }
+            let visitor = tokio::spawn(views);
+            Task { seen, visitor }
         });
         Self {
             visitors: visitors.collect(),
-            over,
+            stop,
         }
     }
 
-    /// Waits until each visitor got the page on so many views that they asked for from now on.
+    /// Waits until each visitor has got the page `views` times, for requests sent from now on.
     pub async fn served(&self, views: usize) {
         self.served_to(0.., views).await;
     }
 
-    /// The same, of these visitors alone.
+    /// Like [`served`](Self::served), for these visitors only.
     pub async fn served_to(&self, visitors: RangeFrom<usize>, views: usize) {
         let begin = Instant::now();
-        for Coming { seen, .. } in &self.visitors[visitors] {
+        for Task { seen, .. } in &self.visitors[visitors] {
             loop {
-                let late = begin.elapsed() > PATIENCE;
+                let late = begin.elapsed() > TIMEOUT;
                 {
                     let seen = seen.lock().unwrap();
                     let new = seen.iter().rev().take_while(|view| view.begin > begin);
@@ -87,7 +87,7 @@ impl Load {
                     }
                     assert!(
                         !late,
-                        "a visitor did not get the page {views} times within {PATIENCE:?}, but: {:#?}",
+                        "a visitor did not get the page {views} times within {TIMEOUT:?}, but: {:#?}",
                         &seen[seen.len().saturating_sub(5)..]
                     );
                 }
@@ -96,11 +96,11 @@ impl Load {
         }
     }
 
-    /// Has the visitors go once they have their answers. Gives each with what they saw.
+    /// Stops the visitors after their current view and returns each with all its views.
     pub async fn stop(mut self) -> Vec<(Visitor, Vec<View>)> {
-        self.over.store(true, Relaxed);
+        self.stop.store(true, Relaxed);
         let mut all = Vec::new();
-        for Coming { seen, visitor } in &mut self.visitors {
+        for Task { seen, visitor } in &mut self.visitors {
             let visitor = visitor.await.unwrap();
             all.push((visitor, seen.lock().unwrap().clone()));
         }
@@ -110,20 +110,20 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        for Coming { visitor, .. } in &self.visitors {
+        for Task { visitor, .. } in &self.visitors {
             visitor.abort();
         }
     }
 }
 
-async fn come(
+async fn keep_viewing(
     mut visitor: Visitor,
     ports: Vec<u16>,
-    over: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<View>>>,
 ) -> Visitor {
     for port in ports.iter().cycle() {
-        if over.load(Relaxed) {
+        if stop.load(Relaxed) {
             break;
         }
         let begin = Instant::now();

@@ -1,5 +1,5 @@
-//! What the tests stand on: the real program and real Redis servers, on free ports of loopback,
-//! each ended with its value; and visitors, who speak HTTP.
+//! Test fixtures: the real program and real Redis servers on free loopback ports, each killed when
+//! its value is dropped; and visitors, which are HTTP clients.
 
 mod browser;
 mod cluster;
@@ -29,28 +29,25 @@ pub use service::{Service, program, run};
 pub use tls::Authority;
 pub use visitor::{Answer, Visitor, session_id};
 
-/// Longer than anything here takes, unless it never comes.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than anything in the tests takes. After that, a test fails instead of waiting.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a browser sends as `Accept`.
+/// The `Accept` header of a browser.
 pub const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
-/// Asks again until the answer is there.
+/// Polls until `ask` returns a value, and panics after [`TIMEOUT`].
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(
-            begin.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
-        );
+        assert!(begin.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A process that ends with this value.
+/// A process that is killed when this value is dropped.
 pub struct Process(pub Child);
 
 impl Process {
@@ -60,14 +57,14 @@ impl Process {
         Self(spawned.unwrap_or_else(|error| panic!("{program:?}, see tests/run: {error}")))
     }
 
-    /// Waits for the end of the process, but not for ever.
+    /// Waits until the process exits, and panics after [`TIMEOUT`].
     pub fn wait(&mut self) -> ExitStatus {
         let begin = Instant::now();
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status;
             }
-            assert!(begin.elapsed() < PATIENCE, "the process does not end");
+            assert!(begin.elapsed() < TIMEOUT, "the process does not exit");
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -81,7 +78,7 @@ impl Drop for Process {
 }
 
 pub fn signal(process: u32, name: &str) {
-    // The shell's own; a program of that name is not on every machine.
+    // The shell's built-in: not every machine has `kill` as a program.
     let status = Command::new("sh")
         .args(["-c", "kill -s $0 $1", name, &process.to_string()])
         .status();

@@ -1,4 +1,4 @@
-//! A way to Redis that can be trouble.
+//! A proxy in front of Redis that can inject faults.
 
 use std::{
     io,
@@ -18,33 +18,34 @@ use tokio::{
 
 use super::{Redis, Service, Visitor};
 
-/// Passes on what a client and Redis say to each other, unless it is told to make trouble.
+/// Forwards commands and replies, unless a fault is injected.
 pub struct Proxy {
     pub port: u16,
-    trouble: Arc<Trouble>,
+    faults: Arc<Faults>,
 }
 
 #[derive(Default)]
-struct Trouble {
-    /// The port of the Redis to which new connections go.
+struct Faults {
+    /// The port of the Redis that new connections are forwarded to.
     redis: Mutex<u16>,
-    /// By so much each answer comes later.
+    /// Added to the latency of each reply.
     delay: Mutex<Duration>,
-    /// What happens to the next call of the script.
-    mishap: Mutex<Option<Mishap>>,
-    /// While it is true, every call of the script is lost.
+    /// Hits the next call of the script.
+    script_fault: Mutex<Option<ScriptFault>>,
+    /// While true, every call of the script is lost.
     loses_calls: AtomicBool,
     /// The last call of the script.
     last_call: Mutex<Vec<u8>>,
-    /// While it is true, answers are kept back.
+    /// While true, replies are held back.
     is_closed: watch::Sender<bool>,
-    /// Connections that are older than this, counted from the first, are silent.
+    /// Connections with a lower number than this forward nothing.
     silent_before: AtomicU64,
+    /// The number of connections so far.
     connections: AtomicU64,
 }
 
-/// The service, on a Redis behind a proxy; and somebody who has viewed `/` twice, so that the script
-/// is known.
+/// Starts the service on a Redis behind a proxy. The visitor has viewed `/` twice, so Redis has the
+/// script in its cache.
 pub async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis).await;
@@ -56,11 +57,11 @@ pub async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
     (redis, proxy, service, visitor)
 }
 
-enum Mishap {
-    /// It does not get to Redis, and its connection is cut.
+enum ScriptFault {
+    /// The call does not reach Redis; its connection is cut.
     LosesCall,
-    /// Redis runs it, but its connection is cut before the answer.
-    LosesAnswer,
+    /// Redis runs the call; its connection is cut before the reply.
+    LosesReply,
 }
 
 impl Proxy {
@@ -68,13 +69,13 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let proxy = Self {
             port: listener.local_addr().unwrap().port(),
-            trouble: Arc::default(),
+            faults: Arc::default(),
         };
         proxy.switch_to(redis);
-        let trouble = proxy.trouble.clone();
+        let faults = proxy.faults.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass_on(client, trouble.clone()));
+                tokio::spawn(forward(client, faults.clone()));
             }
         });
         proxy
@@ -84,79 +85,79 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Sends new connections to this Redis, as a name that is given to another server does.
+    /// Forwards new connections to this Redis, as a DNS change does.
     pub fn switch_to(&self, redis: &Redis) {
-        *self.trouble.redis.lock().unwrap() = redis.port;
+        *self.faults.redis.lock().unwrap() = redis.port;
     }
 
-    /// Has each answer come so much later.
+    /// Delays each reply.
     pub fn delay(&self, delay: Duration) {
-        *self.trouble.delay.lock().unwrap() = delay;
+        *self.faults.delay.lock().unwrap() = delay;
     }
 
-    /// Keeps answers back until it is opened.
+    /// Holds replies back until [`open`](Self::open).
     pub fn close(&self) {
-        self.trouble.is_closed.send_replace(true);
+        self.faults.is_closed.send_replace(true);
     }
 
     pub fn open(&self) {
-        self.trouble.is_closed.send_replace(false);
+        self.faults.is_closed.send_replace(false);
     }
 
-    /// Has nothing come through any more on the connections that there are, as when a router in between
-    /// has forgotten them.
+    /// Drops all traffic of the existing connections without closing them, as a router does that has
+    /// lost its state.
     pub fn silence(&self) {
-        let connections = self.trouble.connections.load(Relaxed);
-        self.trouble.silent_before.store(connections, Relaxed);
+        let connections = self.faults.connections.load(Relaxed);
+        self.faults.silent_before.store(connections, Relaxed);
     }
 
-    /// Loses the next call of the script on its way, and cuts its connection.
+    /// Drops the next call of the script and cuts its connection.
     pub fn lose_call(&self) {
-        *self.trouble.mishap.lock().unwrap() = Some(Mishap::LosesCall);
+        *self.faults.script_fault.lock().unwrap() = Some(ScriptFault::LosesCall);
     }
 
-    /// Loses all calls of the script from now on, or none.
+    /// Starts or stops dropping all calls of the script.
     pub fn keep_losing_calls(&self, loses: bool) {
-        self.trouble.loses_calls.store(loses, Relaxed);
+        self.faults.loses_calls.store(loses, Relaxed);
     }
 
-    /// Has Redis run the next call of the script, and cuts its connection instead of the answer.
-    pub fn lose_answer(&self) {
-        *self.trouble.mishap.lock().unwrap() = Some(Mishap::LosesAnswer);
+    /// Lets Redis run the next call of the script, but cuts the connection before the reply.
+    pub fn lose_reply(&self) {
+        *self.faults.script_fault.lock().unwrap() = Some(ScriptFault::LosesReply);
     }
 
-    /// The last call of the script, lost or not, as it was sent.
+    /// The bytes of the last call of the script, whether it was lost or not.
     pub fn last_call(&self) -> Vec<u8> {
-        self.trouble.last_call.lock().unwrap().clone()
+        self.faults.last_call.lock().unwrap().clone()
     }
 
-    /// Has a call come to Redis, late or once more. Gives the answer.
+    /// Sends a recorded call to Redis, as a delayed or duplicated packet, and returns the reply.
     pub async fn deliver(&self, call: &[u8]) -> String {
-        let mut redis = self.trouble.connect().await.unwrap();
+        let mut redis = self.faults.connect().await.unwrap();
         redis.write_all(call).await.unwrap();
-        let mut answer = [0; 4096];
-        let read = redis.read(&mut answer).await.unwrap();
-        String::from_utf8_lossy(&answer[..read]).into_owned()
+        let mut reply = [0; 4096];
+        let read = redis.read(&mut reply).await.unwrap();
+        String::from_utf8_lossy(&reply[..read]).into_owned()
     }
 }
 
-impl Trouble {
+impl Faults {
     async fn connect(&self) -> io::Result<TcpStream> {
         let port = *self.redis.lock().unwrap();
         TcpStream::connect(("127.0.0.1", port)).await
     }
 }
 
-/// Passes on what either says, until either ends.
-async fn pass_on(client: TcpStream, trouble: Arc<Trouble>) {
-    let Ok(redis) = trouble.connect().await else {
+/// Forwards both directions until either side closes.
+async fn forward(client: TcpStream, faults: Arc<Faults>) {
+    let Ok(redis) = faults.connect().await else {
         return;
     };
-    let (mut answers, mut to_redis) = redis.into_split();
+    let (mut replies, mut to_redis) = redis.into_split();
     let (mut requests, mut to_client) = client.into_split();
-    let loses_answer = watch::Sender::new(false);
-    let connection = trouble.connections.fetch_add(1, Relaxed);
-    let is_silent = || connection < trouble.silent_before.load(Relaxed);
+    let loses_reply = watch::Sender::new(false);
+    let connection = faults.connections.fetch_add(1, Relaxed);
+    let is_silent = || connection < faults.silent_before.load(Relaxed);
     let requests = async {
         let mut buffer = [0; 65536];
         while let Ok(read @ 1..) = requests.read(&mut buffer).await {
@@ -165,13 +166,13 @@ async fn pass_on(client: TcpStream, trouble: Arc<Trouble>) {
                 continue;
             }
             if request.windows(4).any(|word| word == b"EVAL") {
-                *trouble.last_call.lock().unwrap() = request.to_vec();
-                if trouble.loses_calls.load(Relaxed) {
+                *faults.last_call.lock().unwrap() = request.to_vec();
+                if faults.loses_calls.load(Relaxed) {
                     return;
                 }
-                match trouble.mishap.lock().unwrap().take() {
-                    Some(Mishap::LosesCall) => return,
-                    Some(Mishap::LosesAnswer) => drop(loses_answer.send_replace(true)),
+                match faults.script_fault.lock().unwrap().take() {
+                    Some(ScriptFault::LosesCall) => return,
+                    Some(ScriptFault::LosesReply) => drop(loses_reply.send_replace(true)),
                     None => {}
                 }
             }
@@ -180,22 +181,22 @@ async fn pass_on(client: TcpStream, trouble: Arc<Trouble>) {
             }
         }
     };
-    let answers = async {
+    let replies = async {
         let mut buffer = [0; 65536];
-        while let Ok(read @ 1..) = answers.read(&mut buffer).await {
-            let delay = *trouble.delay.lock().unwrap();
+        while let Ok(read @ 1..) = replies.read(&mut buffer).await {
+            let delay = *faults.delay.lock().unwrap();
             if !delay.is_zero() {
                 sleep(delay).await;
             }
-            let mut is_closed = trouble.is_closed.subscribe();
+            let mut is_closed = faults.is_closed.subscribe();
             is_closed.wait_for(|is_closed| !is_closed).await.unwrap();
-            if *loses_answer.borrow() || to_client.write_all(&buffer[..read]).await.is_err() {
+            if *loses_reply.borrow() || to_client.write_all(&buffer[..read]).await.is_err() {
                 return;
             }
         }
     };
     tokio::select! {
         () = requests => {}
-        () = answers => {}
+        () = replies => {}
     }
 }

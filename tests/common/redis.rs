@@ -1,4 +1,4 @@
-//! A `redis-server` of the test's own.
+//! A `redis-server` process for a test.
 
 use std::{
     env,
@@ -13,17 +13,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Process, eventually, free_port};
 
-/// The server's program: `REDIS_SERVER`, or Redis as it is installed.
+/// The server's program: `REDIS_SERVER`, or the installed `redis-server`.
 fn server_program() -> String {
     env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
-/// A `redis-server` of the test's own, without persistence.
+/// A `redis-server` without persistence, killed when this value is dropped.
 pub struct Redis {
     process: Process,
     pub port: u16,
     directory: TempDir,
-    /// What `redis-cli` needs beside the port.
+    /// Options for `redis-cli` in addition to the port.
     pub cli_options: Vec<String>,
 }
 
@@ -32,17 +32,17 @@ impl Redis {
         Self::start_with(&[])
     }
 
-    /// Starts it with these options beside its own.
+    /// Starts the server with these options in addition to the fixture's own.
     pub fn start_with(options: &[&str]) -> Self {
-        Self::start_where(|_| options.iter().map(ToString::to_string).collect())
+        Self::start_with_port(|_| options.iter().map(ToString::to_string).collect())
     }
 
     pub fn start_on(port: u16) -> Self {
         Self::try_start(port, &[]).expect("redis-server does not start")
     }
 
-    /// Ends it, and starts it with these options beside its own on what it has saved. It may not be
-    /// ready yet.
+    /// Restarts the server on its saved data, with these additional options. Does not wait until it is
+    /// ready.
     pub fn restart_with(self, options: &[&str]) -> Self {
         drop(self.process);
         let mut server = Command::new(server_program());
@@ -64,8 +64,8 @@ impl Redis {
         }
     }
 
-    /// Starts it on a free port, with the options that go with that port.
-    pub fn start_where(options: impl Fn(u16) -> Vec<String>) -> Self {
+    /// Starts the server on a free port, with options that depend on that port.
+    pub fn start_with_port(options: impl Fn(u16) -> Vec<String>) -> Self {
         on_free_port(|port| Self::try_start(port, &options(port)))
     }
 
@@ -80,8 +80,8 @@ impl Redis {
         Self::launch(port, directory, &options, "Ready to accept connections")
     }
 
-    /// Starts `redis-server` there with these arguments and waits until it says that it is ready.
-    /// None if it ends before.
+    /// Starts `redis-server` in this directory and waits until it logs `ready`. Returns `None` if it
+    /// exits before.
     pub fn launch(port: u16, directory: TempDir, arguments: &[&str], ready: &str) -> Option<Self> {
         let mut process = Process::spawn(
             Command::new(server_program())
@@ -94,7 +94,7 @@ impl Redis {
             .by_ref()
             .map_while(Result::ok)
             .any(|line| line.contains(ready));
-        // Read on, or a full pipe would stop it.
+        // Keep reading: a full pipe would block the server.
         thread::spawn(move || log.for_each(drop));
         ready.then_some(Self {
             process,
@@ -112,7 +112,7 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Runs one command by `redis-cli` and gives what it prints.
+    /// Runs one command with `redis-cli` and returns its output.
     pub fn cli(&self, command: &[&str]) -> String {
         let output = self.cli_command().args(command).output().unwrap();
         String::from_utf8(output.stdout)
@@ -121,8 +121,8 @@ impl Redis {
             .to_owned()
     }
 
-    /// Runs a command that has nothing to say but OK.
-    pub fn order(&self, command: &[&str]) {
+    /// Runs a command and asserts that its reply is OK.
+    pub fn expect_ok(&self, command: &[&str]) {
         assert_eq!(self.cli(command), "OK", "{command:?}");
     }
 
@@ -135,7 +135,7 @@ impl Redis {
         lines.find_map(|(name, value)| (name == field).then(|| value.to_owned()))
     }
 
-    /// Whether it takes writes: `master`, or `slave`.
+    /// The replication role: `master` or `slave`.
     pub fn role(&self) -> String {
         self.cli(&["ROLE"])
             .lines()
@@ -151,7 +151,7 @@ impl Redis {
         cli
     }
 
-    /// Cuts all connections of clients again and again until `end` is there. Gives how often.
+    /// Cuts all client connections at this interval until `end` completes. Returns the number of cuts.
     pub async fn keep_cutting(&self, every: Duration, end: impl Future<Output = ()>) -> u64 {
         let connection = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await;
         let (mut answers, mut commands) = connection.unwrap().into_split();
@@ -175,11 +175,11 @@ impl Redis {
         cuts
     }
 
-    /// How many commands were executed since the last call, those inside scripts among them, but not
+    /// The number of commands executed since the last call, including those inside scripts but not
     /// those of the tests.
     pub fn executed(&self) -> u64 {
         let stats = self.cli(&["INFO", "commandstats"]);
-        self.order(&["CONFIG", "RESETSTAT"]);
+        self.expect_ok(&["CONFIG", "RESETSTAT"]);
         let calls = stats.lines().filter_map(|line| {
             // cmdstat_get:calls=1,usec=…
             let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
@@ -191,12 +191,12 @@ impl Redis {
         calls.sum()
     }
 
-    /// Milliseconds that a key has to live; negative if it is gone, or lives for ever.
-    pub fn left(&self, key: &str) -> i64 {
+    /// The remaining time to live of a key in ms; negative if the key does not exist or never expires.
+    pub fn pttl(&self, key: &str) -> i64 {
         self.cli(&["PTTL", key]).parse().unwrap()
     }
 
-    /// Has Redis run the script that counts, with these keys and arguments, after some Lua of the test's.
+    /// Runs the service's script with these keys and arguments, preceded by `before`, which is Lua.
     pub fn count_views(&self, before: &str, keys: &[&str], arguments: &[&str]) -> String {
         let script = format!(
             "{before}\n{}",
@@ -206,14 +206,14 @@ impl Redis {
         self.cli(&[&["EVAL", &script, &number], keys, arguments].concat())
     }
 
-    /// The keys of sessions.
+    /// The keys of sessions: all except those that keep replies.
     pub fn keys(&self) -> Vec<String> {
         let keys = self.cli(&["KEYS", "*"]);
         let sessions = keys.lines().filter(|key| !key.starts_with("calls:"));
         sessions.map(str::to_owned).collect()
     }
 
-    /// The commands that clients send from now on, what they call inside a script left out.
+    /// Records the commands that clients send from now on, without those inside scripts.
     pub fn monitor(&self) -> Monitor<'_> {
         let mut cli = self.cli_command();
         let mut process = Process::spawn(cli.arg("MONITOR").stdout(Stdio::piped()));
@@ -234,7 +234,7 @@ pub struct Monitor<'a> {
 }
 
 impl Monitor<'_> {
-    /// The commands since the last call, in the order in which Redis ran them.
+    /// The commands since the last call, in the order of execution.
     pub fn commands(&mut self) -> Vec<String> {
         const MARK: &str = "\"ECHO\" \"end of the commands\"";
         self.redis.cli(&["ECHO", "end of the commands"]);
@@ -251,15 +251,15 @@ impl Monitor<'_> {
 
 /// Starts a server on a free port.
 pub fn on_free_port(start: impl Fn(u16) -> Option<Redis>) -> Redis {
-    // Between choosing a free port and taking it, another may: then with the next.
+    // Another process may take the port before the server binds it. Try again.
     (0..10)
         .find_map(|_| start(free_port()))
         .expect("redis-server does not start")
 }
 
-/// Waits until a replica has all that its primary was told.
-pub async fn in_step(primary: &Redis, replica: &Redis) {
-    eventually("a replica in step with its primary", async || {
+/// Waits until the replica has all data of its primary.
+pub async fn wait_for_replication(primary: &Redis, replica: &Redis) {
+    eventually("the replica has caught up", async || {
         let has = |redis: &Redis| redis.info("replication", "master_repl_offset");
         let linked = replica.info("replication", "master_link_status")? == "up";
         (linked && has(primary)? == has(replica)?).then_some(())

@@ -1,5 +1,4 @@
-//! A primary and its replica, watched by three Sentinels, who have the replica take the primary's
-//! place when that is gone.
+//! A primary and its replica, with three Sentinels that promote the replica when the primary fails.
 
 use std::{fs, time::Instant};
 
@@ -8,23 +7,24 @@ use tokio::net::TcpSocket;
 
 use super::{
     Redis, eventually,
-    redis::{in_step, on_free_port},
+    redis::{on_free_port, wait_for_replication},
 };
 
 pub struct Sentinels {
     sentinels: Vec<Redis>,
     pub primary: Redis,
     replica: Option<Redis>,
-    /// The killed primary's port, kept from others: the Sentinels would have them be a replica.
-    kept: Option<TcpSocket>,
+    /// Keeps the killed primary's port in use: the Sentinels would turn any Redis that another test
+    /// starts on it into a replica.
+    reserved_port: Option<TcpSocket>,
 }
 
-/// When the replica took the primary's place.
+/// When the replica was promoted.
 #[derive(Debug)]
 pub struct Promotion {
-    /// It said itself so.
+    /// The replica reported that it is a primary.
     pub done: Instant,
-    /// All Sentinels said so.
+    /// All Sentinels reported its address.
     pub announced: Instant,
 }
 
@@ -33,16 +33,16 @@ impl Sentinels {
         let primary = Redis::start();
         let port = primary.port.to_string();
         let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);
-        in_step(&primary, &replica).await;
+        wait_for_replication(&primary, &replica).await;
         let this = Self {
             sentinels: (0..3).map(|_| sentinel(&primary)).collect(),
             primary,
             replica: Some(replica),
-            kept: None,
+            reserved_port: None,
         };
         for sentinel in &this.sentinels {
             eventually(
-                "a Sentinel that knows the others and the replica",
+                "the Sentinel knows the others and the replica",
                 async || {
                     let main = sentinel.cli(&["SENTINEL", "MASTER", "main"]);
                     let lines: Vec<_> = main.lines().collect();
@@ -64,12 +64,12 @@ impl Sentinels {
         )
     }
 
-    /// Waits until the replica has all that the primary was told.
-    pub async fn in_step(&self) {
-        in_step(&self.primary, self.replica.as_ref().unwrap()).await;
+    /// Waits until the replica has all data of the primary.
+    pub async fn wait_for_replication(&self) {
+        wait_for_replication(&self.primary, self.replica.as_ref().unwrap()).await;
     }
 
-    /// Kills the primary and waits until the replica has taken its place.
+    /// Kills the primary and waits until all Sentinels announce the replica in its place.
     pub async fn kill_primary(&mut self) -> Promotion {
         let replica = self.replica.take().unwrap();
         let killed = std::mem::replace(&mut self.primary, replica);
@@ -78,13 +78,13 @@ impl Sentinels {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(([127, 0, 0, 1], port).into()).unwrap();
-        self.kept = Some(socket);
-        let done = eventually("the replica's promotion", async || {
+        self.reserved_port = Some(socket);
+        let done = eventually("the replica is promoted", async || {
             (self.primary.role() == "master").then(Instant::now)
         })
         .await;
         let port = self.primary.port.to_string();
-        let announced = eventually("the promotion's announcement", async || {
+        let announced = eventually("the Sentinels announce the promotion", async || {
             let all = self.sentinels.iter().all(|sentinel| {
                 let address = sentinel.cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
                 address.lines().nth(1) == Some(&port)
@@ -96,12 +96,12 @@ impl Sentinels {
     }
 }
 
-/// A Sentinel that watches this Redis, by the name `main`.
+/// A Sentinel that monitors this Redis under the name `main`.
 pub fn sentinel(primary: &Redis) -> Redis {
     let primary = primary.port;
     on_free_port(|port| {
         let directory = TempDir::new().unwrap();
-        // It keeps what it learns in its configuration, and so needs one that is a file.
+        // A Sentinel writes its state to its configuration, so this must be a file.
         let config = format!(
             "port {port}\n\
              bind 127.0.0.1\n\

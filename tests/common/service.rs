@@ -1,4 +1,4 @@
-//! The program, as its user starts it.
+//! The service's program.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -8,20 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PATIENCE, Process, Redis, Visitor, eventually, signal};
+use super::{Process, Redis, TIMEOUT, Visitor, eventually, signal};
 
-/// The program, as its user starts it.
+/// A running instance, killed when this value is dropped.
 pub struct Service {
     process: Process,
     pub port: u16,
     output: Output,
 }
 
-/// What a process has said so far, line by line, on both its streams.
+/// The lines that a process has written so far to standard output and standard error.
 #[derive(Default)]
 struct Output {
     lines: Arc<Mutex<Vec<String>>>,
-    /// One a stream; each ends with its stream.
+    /// One thread per stream; each ends with its stream.
     readers: Vec<JoinHandle<()>>,
 }
 
@@ -40,14 +40,15 @@ impl Output {
     }
 }
 
-/// The program with these settings and no others, not started yet.
+/// The command that starts the program with these settings and no others.
 pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions"));
     program.env_clear().env("PORT", "0").envs(settings);
     program
 }
 
-/// Exit code, standard output and standard error of a program that ends by itself within this time.
+/// Runs a program that must exit within this time. Returns exit code, standard output and standard
+/// error.
 pub fn run(program: &mut Command, within: Duration) -> (Option<i32>, String, String) {
     let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
     let begin = Instant::now();
@@ -64,7 +65,7 @@ pub fn run(program: &mut Command, within: Duration) -> (Option<i32>, String, Str
     out.unwrap().read_to_string(&mut stdout).unwrap();
     err.unwrap().read_to_string(&mut stderr).unwrap();
     let status = status.unwrap_or_else(|| {
-        panic!("the program does not end within {within:?}, and says:\n{stdout}{stderr}")
+        panic!("the program does not exit within {within:?}, and prints:\n{stdout}{stderr}")
     });
     (status.code(), stdout, stderr)
 }
@@ -75,7 +76,7 @@ impl Service {
         Self::launch(&mut program(settings))
     }
 
-    /// Starts the program by this command and waits until it listens.
+    /// Runs this command and waits until the program listens.
     pub fn launch(program: &mut Command) -> Self {
         let mut process = Process::spawn(program.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut output = Output::default();
@@ -88,7 +89,7 @@ impl Service {
             }
             let ended = process.0.try_wait().unwrap();
             assert!(
-                ended.is_none() && begin.elapsed() < PATIENCE,
+                ended.is_none() && begin.elapsed() < TIMEOUT,
                 "the program does not listen: {ended:?} {:?}",
                 output.lines()
             );
@@ -106,16 +107,16 @@ impl Service {
         Self::start([("REDIS_URL", redis.url().as_str())])
     }
 
-    /// Waits until the store answers.
-    pub async fn ready(&self) {
-        eventually("a store that answers", async || {
+    /// Waits until the store responds.
+    pub async fn wait_until_ready(&self) {
+        eventually("the store responds", async || {
             let answer = Visitor::new().view(self, "/health/ready").await;
             (answer.status == 200).then_some(())
         })
         .await;
     }
 
-    /// What the program has said so far.
+    /// The lines that the program has logged so far.
     pub fn log(&self) -> Vec<String> {
         self.output.lines()
     }
@@ -129,19 +130,19 @@ impl Service {
         signal(self.process.0.id(), name);
     }
 
-    /// Waits for the end of the program.
+    /// Waits until the program exits.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait()
     }
 
-    /// Has the program end, and gives all that it said.
+    /// Stops the program with SIGTERM and returns its log.
     pub fn stop(mut self) -> Vec<String> {
         self.signal("TERM");
         assert_eq!(self.wait().code(), Some(0));
         self.all_lines()
     }
 
-    /// All that the program said, once it has ended.
+    /// The complete log. Call it only after the program has exited.
     fn all_lines(&mut self) -> Vec<String> {
         for reader in self.output.readers.drain(..) {
             reader.join().unwrap();
@@ -156,7 +157,7 @@ impl Drop for Service {
         let log = self.all_lines();
         if thread::panicking() {
             let last = &log[log.len().saturating_sub(20)..];
-            println!("the last that the failed test's program said: {last:#?}");
+            println!("the last log lines of the failed test's program: {last:#?}");
         } else {
             assert!(
                 !log.iter().any(|line| line.contains("panicked")),

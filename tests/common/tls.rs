@@ -1,4 +1,4 @@
-//! Redis behind TLS, with certificates made for the test.
+//! Redis with TLS, and certificates created by the test.
 
 use std::process::{Command, Stdio};
 
@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::Redis;
 
-/// Signs servers' certificates, and is trusted by nobody who is not told to.
+/// A certificate authority that is trusted only where [`file`](Self::file) is configured.
 pub struct Authority {
     directory: TempDir,
 }
@@ -20,12 +20,12 @@ impl Authority {
         authority
     }
 
-    /// What `SSL_CERT_FILE` is set to, to trust it.
+    /// The value of `SSL_CERT_FILE` that makes the service trust this authority.
     pub fn file(&self) -> String {
         self.path("ca.crt")
     }
 
-    /// A server with a certificate for this host name, TLS only, and this password.
+    /// Starts a Redis that accepts only TLS, with a certificate for this host name and this password.
     pub fn redis(&self, host: &str, password: &str) -> Redis {
         let name = format!("subjectAltName=DNS:{host}");
         let (ca, key) = (self.file(), self.path("ca.key"));
@@ -44,7 +44,7 @@ impl Authority {
         );
         let certificate = self.path(&format!("{host}.crt"));
         let key = self.path(&format!("{host}.key"));
-        let mut redis = Redis::start_where(|port| {
+        let mut redis = Redis::start_with_port(|port| {
             let port = port.to_string();
             let options = [
                 ["--port", "0"],
@@ -69,8 +69,7 @@ impl Authority {
         redis
     }
 
-    /// Makes a key and a certificate, `name.key` and `name.crt`. Keys on elliptic curves, which take
-    /// no time.
+    /// Creates `name.key` and `name.crt`. Elliptic-curve keys, because they are generated quickly.
     fn certify(&self, name: &str, options: &[&str]) {
         let mut openssl = Command::new("openssl");
         openssl
@@ -93,7 +92,7 @@ impl Authority {
         assert!(output.status.success(), "{output:?}");
     }
 
-    /// Unlike any other's, as an authority's name is.
+    /// A name that no other authority has: the directory's.
     fn name(&self) -> &str {
         self.directory.path().file_name().unwrap().to_str().unwrap()
     }

@@ -1,13 +1,13 @@
-//! Visitors, who speak HTTP.
+//! Visitors: HTTP clients with a cookie.
 
 use reqwest::{
     Client, ClientBuilder, Method,
     header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
 };
 
-use super::{PATIENCE, Service};
+use super::{Service, TIMEOUT};
 
-/// What a visitor can visit, by its port on this machine.
+/// A server on a port of this machine.
 pub trait Port {
     fn port(&self) -> u16;
 }
@@ -24,13 +24,13 @@ impl Port for u16 {
     }
 }
 
-/// Somebody with a cookie jar.
+/// An HTTP client that keeps the session's cookie.
 #[derive(Clone)]
 pub struct Visitor {
     client: Client,
-    /// `name=value` of the session's cookie.
+    /// `name=value` of the session cookie.
     pub cookie: Option<String>,
-    /// Sent with each request.
+    /// Additional headers of each request.
     pub headers: HeaderMap,
 }
 
@@ -46,21 +46,21 @@ impl Visitor {
         Self::with(Client::builder())
     }
 
-    /// One who speaks HTTP/2 from the beginning.
-    pub fn by_http_2() -> Self {
+    /// A visitor that uses HTTP/2 with prior knowledge.
+    pub fn with_http2() -> Self {
         Self::with(Client::builder().http2_prior_knowledge())
     }
 
     fn with(client: ClientBuilder) -> Self {
         Self {
-            client: client.timeout(PATIENCE).build().unwrap(),
+            client: client.timeout(TIMEOUT).build().unwrap(),
             cookie: None,
             headers: HeaderMap::new(),
         }
     }
 
-    /// A new visitor who shares the connections of another.
-    pub fn of(other: &Self) -> Self {
+    /// A new visitor that shares the connection pool of another.
+    pub fn sharing_connections(other: &Self) -> Self {
         Self {
             cookie: None,
             ..other.clone()
@@ -74,12 +74,12 @@ impl Visitor {
         }
     }
 
-    /// Views a page as curl does, and keeps the cookie.
+    /// Sends a `GET` as curl does.
     pub async fn view(&mut self, service: &impl Port, path: &str) -> Answer {
         self.request(Method::GET, service, path, "*/*").await
     }
 
-    /// The number that the page shows this visitor.
+    /// Views a page and returns the number on it.
     pub async fn count(&mut self, service: &impl Port, path: &str) -> u64 {
         self.view(service, path).await.count()
     }
@@ -117,7 +117,7 @@ impl Answer {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// The number in the sentence, in text or in a page.
+    /// The number in the sentence, in plain text or HTML.
     pub fn count(&self) -> u64 {
         assert_eq!(self.status, 200, "{self:?}");
         let number = self
@@ -129,14 +129,14 @@ impl Answer {
         number.parse().unwrap()
     }
 
-    /// `name=value` of the cookie that the answer sets.
+    /// `name=value` of the cookie that the response sets.
     pub fn cookie(&self) -> Option<String> {
         let cookie = self.headers.get(SET_COOKIE)?.to_str().unwrap();
         Some(cookie.split(';').next().unwrap().to_owned())
     }
 }
 
-/// The session's id in a cookie, signed or not. A signature is 44 characters of Base64.
+/// The session id in a cookie: its last 22 characters. A signed cookie begins with the signature.
 pub fn session_id(cookie: &str) -> String {
     let value = cookie.split_once('=').unwrap().1;
     value[value.len() - 22..].to_owned()

@@ -8,13 +8,10 @@ use axum::{
 };
 use tower_sessions::Session;
 
-use crate::{
-    error::{self, Error},
-    store::{FIRST_VIEW, Store},
-};
+use super::error::Error;
+use crate::store::{FirstView, Store};
 
-/// The visitor's views of the requested path, this one among them; for handlers to extract as
-/// [`axum::Extension`].
+/// The visitor's views of the requested path, including this one. Handlers extract it as [`axum::Extension`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewCount(
     /// At least 1.
@@ -23,12 +20,11 @@ pub struct ViewCount(
 
 /// Counts a view of the requested path, then lets the page answer with the number.
 ///
-/// A browser that prefetches a page, or prerenders it, shows it to nobody yet. That is no view, and
-/// is refused; so the browser asks again when the visitor comes.
+/// A page that a browser prefetches or prerenders is not seen by anybody yet. Such a request is refused, so that
+/// the browser asks again when the visitor comes.
 ///
 /// # Errors
-/// If the store fails. The view may then have been counted all the same: its answer can be lost
-/// after the store has counted.
+/// If the store fails; see [`Store::count_view`].
 pub async fn count_views(
     State(store): State<Store>,
     session: Session,
@@ -36,7 +32,7 @@ pub async fn count_views(
     next: Next,
 ) -> Result<Response, Error> {
     if is_prefetch(request.headers()) {
-        return Ok(error::too_early(&request));
+        return Err(Error::Prefetch);
     }
     let path = request.uri().path();
     let counted = match session.id() {
@@ -46,21 +42,25 @@ pub async fn count_views(
     let count = match counted {
         Some(count) => count,
         None => {
-            session.insert(FIRST_VIEW, path).await?;
+            let first = FirstView(path.to_owned());
+            let inserted = session.insert(FirstView::KEY, first).await;
+            // It looked for the session's record in vain. The store has logged why.
+            inserted.map_err(|_| Error::NotCounted)?;
             1
         }
     };
     request.extensions_mut().insert(ViewCount(count));
     let response = next.run(request).await;
     if counted.is_some() && session.id().is_none() {
-        // The page gave the session a new id, and the views stayed with the old one.
-        session.remove_value(FIRST_VIEW).await?;
+        // The page gave the session a new id, and the views stay with the old one.
+        session.remove_value(FirstView::KEY).await?;
     }
     Ok(response)
 }
 
-/// As all browsers say it that do it: the token `prefetch`, perhaps with parameters, `;prerender` among
-/// them (<https://fetch.spec.whatwg.org/#sec-purpose-header>).
+/// Whether the `Sec-Purpose` header begins with the token `prefetch`, perhaps with parameters such as
+/// `;prerender`. Every browser that prefetches sends it
+/// (<https://fetch.spec.whatwg.org/#sec-purpose-header>).
 fn is_prefetch(headers: &HeaderMap) -> bool {
     let purpose = headers.get("sec-purpose").map(|value| value.as_bytes());
     purpose

@@ -1,4 +1,4 @@
-//! Whether the process serves, and whether its store answers. Neither touches a session.
+//! Health checks: whether the process serves, and whether its store answers. They touch no session.
 
 use axum::{extract::State, http::StatusCode};
 
@@ -9,7 +9,7 @@ pub async fn live() -> &'static str {
     "live"
 }
 
-/// `GET /health/ready`: 200 if the store answers, else 503.
+/// `GET /health/ready`: 200 if the store answers, 503 otherwise.
 pub async fn ready(State(store): State<Store>) -> Result<&'static str, (StatusCode, &'static str)> {
     match store.ping().await {
         Ok(()) => Ok("ready"),

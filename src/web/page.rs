@@ -1,26 +1,22 @@
-//! `/`, `/foo` and `/bar`: the sentence, as text or as a page.
+//! What a response looks like: one sentence as text, or one HTML template.
 
-use std::{borrow::Cow, convert::Infallible, sync::Arc};
+use std::{borrow::Cow, convert::Infallible};
 
 use askama::Template;
 use axum::{
-    Extension,
-    body::{Body, Bytes},
-    extract::{FromRequestParts, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts},
+    body::Body,
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use futures_util::stream::empty;
-
-use crate::{config::Config, views::ViewCount};
 
 const TEXT: [(HeaderName, HeaderValue); 1] = [(
     header::CONTENT_TYPE,
     HeaderValue::from_static("text/plain; charset=utf-8"),
 )];
 
-/// What a browser may make of a page: show it, with the style and the icon that are inside it, and
-/// nothing else. The hash is the style's.
+/// The policy lets a browser use the style and the icon inside the page, and nothing else. The hash is that of the
+/// style.
 const HTML: [(HeaderName, HeaderValue); 4] = [
     (
         header::CONTENT_TYPE,
@@ -43,74 +39,31 @@ const HTML: [(HeaderName, HeaderValue); 4] = [
     ),
 ];
 
-/// `GET` of a counted page.
-pub async fn page(
-    State(Meaning(meaning)): State<Meaning>,
-    format: Format,
-    Extension(ViewCount(count)): Extension<ViewCount>,
-    uri: Uri,
-) -> Response {
-    format.render(Page {
-        path: uri.path(),
-        sentence: format!("you viewed this page {count} times").into(),
-        meaning: &meaning,
-        link: ("", "View it again"),
-    })
-}
-
-/// The line that explains a count: the same on all pages of this process.
-#[derive(Clone, Debug)]
-pub struct Meaning(Arc<str>);
-
-impl Meaning {
-    /// What is true with these settings.
-    pub fn of(config: &Config) -> Self {
-        let mut meaning = String::from(match config.redis_url {
-            Some(_) => {
-                "This count belongs to your session, is kept in Redis, and any instance can serve it."
-            }
-            None => {
-                "This count belongs to your session, and is kept in the memory of this one process."
-            }
-        });
-        if let Some(revision) = &config.k_revision {
-            meaning += &format!(" Revision {revision} answered.");
-        }
-        Self(meaning.into())
-    }
-}
-
-/// `HEAD` of a counted page: what `GET` would say of its answer, but no view, so no session and no
-/// number, and therefore no length.
-pub async fn head(format: Format) -> Response {
-    format.respond(Body::from_stream(empty::<Result<Bytes, Infallible>>()))
-}
-
-/// The form in which a client wants its answer.
+/// The form of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// For those that do not ask for HTML: the sentence, nothing else.
+    /// The sentence alone, for clients that do not ask for HTML.
     Text,
     /// For browsers.
     Html,
 }
 
-/// What there is to say.
+/// What a response says.
 #[derive(Template)]
 #[template(path = "page.html")]
 pub struct Page<'a> {
-    /// The path that was asked for.
+    /// The requested path.
     pub path: &'a str,
-    /// All that is said in text.
+    /// The whole response, as text.
     pub sentence: Cow<'static, str>,
-    /// What it means, in one line.
+    /// What the sentence means, in one line.
     pub meaning: &'a str,
-    /// The way on, and its name. An empty one leads to the same page.
+    /// The path of a link and its name. An empty path leads to the same page.
     pub link: (&'a str, &'a str),
 }
 
 impl Format {
-    /// HTML for a client whose `Accept` names `text/html`, text for all others.
+    /// HTML for clients whose `Accept` header names `text/html`, text for all others.
     pub fn of(headers: &HeaderMap) -> Self {
         let names_html = headers
             .get_all(header::ACCEPT)
@@ -133,13 +86,14 @@ impl Format {
             Self::Text => self.respond(page.sentence),
             Self::Html => match page.render() {
                 Ok(html) => self.respond(html),
-                // Rendering into a string does not fail; if it did, the sentence is still true.
+                // Rendering into a string does not fail. If it did, the sentence would still be true.
                 Err(_) => Self::Text.respond(page.sentence),
             },
         }
     }
 
-    fn respond(self, body: impl Into<Body>) -> Response {
+    /// A response with the headers of this format.
+    pub fn respond(self, body: impl Into<Body>) -> Response {
         match self {
             Self::Text => (TEXT, body.into()).into_response(),
             Self::Html => (HTML, body.into()).into_response(),
@@ -147,8 +101,7 @@ impl Format {
     }
 }
 
-/// Whether a parameter of a media range is the quality 0, which RFC 9110, 12.4.2, calls not
-/// acceptable.
+/// Whether a parameter of a media range is `q=0`, "not acceptable" (RFC 9110, 12.4.2).
 fn is_refusal(parameter: &str) -> bool {
     parameter
         .split_once('=')
@@ -176,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn html_is_for_those_that_name_it() {
+    fn html_for_clients_that_name_it() {
         let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
         for accepts in [
             &[browser][..],
@@ -189,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_for_all_others() {
+    fn text_for_all_others() {
         for accepts in [
             &[][..],
             &["*/*"],

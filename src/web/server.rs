@@ -1,4 +1,4 @@
-//! The listener, HTTP's timeouts and the graceful shutdown.
+//! The listener, HTTP's timeouts and the graceful shutdown, for any service.
 
 use std::{
     convert::Infallible,
@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::{body::Body, extract::Request, response::Response};
 use futures_util::FutureExt;
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -24,44 +24,46 @@ use tokio::{
     sync::mpsc,
     time::sleep,
 };
+use tower::{Service, ServiceExt};
 use tracing::warn;
 
-use crate::app;
+use crate::store::DEADLINE;
 
-/// A connection brings its first request by then, and each further head as soon; kept alive, it may
-/// idle as long. hyper would wait for ever, without the timer that `axum::serve` does not install.
+/// How long a connection may take to send the head of its first or next request, and so how long it may idle.
+/// hyper would wait for ever without the timer, which `axum::serve` does not install.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A request's head may have so many bytes; a longer one is answered 431.
+/// The most bytes of a request's head. A longer one is answered 431.
 const HEAD_MAX: usize = 64 * 1024;
 
-/// What is in flight at shutdown is answered by then, see [`crate::error`]. The platform kills after
-/// 10 s.
+/// How long a shutdown waits for requests in flight. The platform kills the process after 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// At shutdown, a head that is on its way may arrive within this time, and the last answer leave.
+const _: () = assert!(DEADLINE.as_millis() < DRAIN_TIMEOUT.as_millis());
+
+/// During a shutdown, how long a request that is on its way may take to arrive, and the last response to leave.
 const LAST_MOMENTS: Duration = Duration::from_millis(200);
 
-/// So many connections may wait to be accepted: as many as Cloud Run sends requests at once. Of more,
-/// each waits a second for its next try, and tokio's own choice is 128.
+/// Length of the accept queue: the number of requests that Cloud Run sends at once. A connection beyond it waits
+/// a second for its next try; tokio's default is 128.
 const BACKLOG: u32 = 1000;
 
-/// After an error of accept, such as too many open files, to let connections end.
+/// Pause after accepting fails, for example because too many files are open. By then connections may have ended.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Listens on all interfaces, as the platform asks.
+/// Listens on all IPv4 interfaces, as Cloud Run demands.
 ///
 /// # Errors
-/// If the port is taken or not for this user.
+/// If the port is taken, or reserved for other users.
 pub fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
-    // The port may have been another process's just now, whose connections are not quite gone.
+    // Connections of a process that had the port just now may not have ended completely.
     socket.set_reuseaddr(true)?;
     socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
     socket.listen(BACKLOG)
 }
 
-/// Resolves at SIGTERM, the platform's word, or at Ctrl-C. Both are caught from the call on.
+/// Resolves at SIGTERM, which platforms send, or at Ctrl-C. From this call on, neither ends the process.
 ///
 /// # Errors
 /// If signals cannot be caught.
@@ -76,52 +78,52 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Serves HTTP/1.1, and HTTP/2 without TLS to those who begin with it. At `shutdown` it stops
-/// accepting, closes idle connections, answers what is in flight, and returns. Who has not asked yet, or
-/// does not answer, is not waited for.
-pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Output = ()>) {
+/// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it.
+///
+/// At `shutdown` it stops accepting connections, closes idle ones, answers requests in flight, and returns. It does
+/// not wait for clients that have not sent a request yet.
+pub async fn serve<S>(listener: TcpListener, service: S, shutdown: impl Future<Output = ()>)
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_MAX)
-        // Head and body are small: one piece costs less to write than two.
+        // Head and body are small: writing them in one piece is cheaper.
         .writev(false);
     http.http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(HEAD_TIMEOUT)
         .max_header_list_size(HEAD_MAX as u32);
 
-    // Or axum would put the handlers into their layers anew with each request.
-    let app = app.with_state(());
     let connections = GracefulShutdown::new();
-    // Each request holds a sender until it is answered, so that there is no receiving once all are.
+    // Each request holds a sender until it is answered. The channel closes once the last one is dropped.
     let (in_flight, mut all_answered) = mpsc::channel::<Infallible>(1);
     let accept = async {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    // Answers are small and whole: there is nothing to gather.
+                    // Responses are written in one piece, so nothing is gained by gathering them.
                     let _ = stream.set_nodelay(true);
                     let has_asked = Arc::new(AtomicBool::new(false));
-                    let (asks, app) = (has_asked.clone(), app.clone());
+                    let (asks, service) = (has_asked.clone(), service.clone());
                     let in_flight = in_flight.downgrade();
-                    let service = service_fn(move |request: Request<Incoming>| {
+                    let on_request = service_fn(move |request: hyper::Request<Incoming>| {
                         asks.store(true, Relaxed);
                         let in_flight = in_flight.upgrade();
-                        let answer = app::answer(app.clone(), request.map(Body::new));
-                        answer.map(move |answer| {
-                            drop(in_flight);
-                            Ok::<_, Infallible>(answer)
-                        })
+                        let response = service.clone().oneshot(request.map(Body::new));
+                        response.inspect(move |_| drop(in_flight))
                     });
-                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    let connection = http.serve_connection(TokioIo::new(stream), on_request);
                     let connection = connections.watch(connection.into_owned());
-                    // A client that breaks off is no news.
                     tokio::spawn(async move {
                         tokio::select! {
+                            // A client that disconnects is not worth a log line.
                             _ = connection => {}
-                            () = not_asking(&has_asked) => {}
+                            () = silent(&has_asked) => {}
                         }
                     });
                 }
@@ -150,9 +152,9 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: impl Future<Out
     }
 }
 
-/// Resolves if nothing was asked in time. hyper minds the time of a head only once it knows the
-/// version of HTTP, which who sends nothing does not tell.
-async fn not_asking(has_asked: &AtomicBool) {
+/// Resolves if no request arrives in time. hyper starts its header timeout only once it knows the HTTP version, so a
+/// silent client would never time out.
+async fn silent(has_asked: &AtomicBool) {
     sleep(HEAD_TIMEOUT).await;
     if has_asked.load(Relaxed) {
         std::future::pending().await

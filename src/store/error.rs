@@ -1,0 +1,168 @@
+//! What a store can fail with. Only this file reads the texts of Redis's and fred's errors.
+
+use tokio::time::error::Elapsed;
+use tower_sessions::session_store;
+
+use crate::telemetry;
+
+/// Why the store failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis cannot be reached or does not reply in time. It may have executed the command.
+    #[error("Redis does not answer")]
+    Unanswered,
+    /// Redis replied with this error and has changed nothing.
+    #[error("Redis refuses: {0}")]
+    Refused(String),
+    /// As many views as allowed are waiting for Redis. Nothing was sent.
+    #[error("too many views wait for Redis")]
+    Overloaded,
+}
+
+impl Error {
+    /// Reads an error as fred displays it, `Kind: details`.
+    ///
+    /// Redis's own errors begin with a code in capitals, such as `ERR`. All others are fred's, and
+    /// mean that there was no reply. (fred's error kinds do not tell the two apart: version 10.1 uses
+    /// `Unknown` for a command that it dropped and for most errors of Redis.)
+    fn read(text: &str) -> Self {
+        let details = text.split_once(": ").map_or(text, |(_, details)| details);
+        if code(details).bytes().all(|byte| byte.is_ascii_uppercase()) {
+            Self::Refused(without_arguments(details).to_owned())
+        } else {
+            Self::Unanswered
+        }
+    }
+
+    /// Logs a warning, at most once a minute per kind of error. The connection itself logs that Redis
+    /// does not answer.
+    pub(super) fn report(&self) {
+        let kind = match self {
+            Self::Unanswered => return,
+            Self::Refused(reason) => code(reason),
+            Self::Overloaded => "overloaded",
+        };
+        telemetry::warn_once_a_minute(
+            kind,
+            format_args!("sessions are unavailable, requests are answered 503: {self}"),
+        );
+    }
+
+    /// Whether Redis does not have the script of this name yet.
+    pub(super) fn is_unknown_script(&self) -> bool {
+        self.has_code("NOSCRIPT")
+    }
+
+    /// Whether the keys are about to move to another node of the Cluster.
+    pub(super) fn is_moving(&self) -> bool {
+        self.has_code("TRYAGAIN")
+    }
+
+    fn has_code(&self, expected: &str) -> bool {
+        matches!(self, Self::Refused(reason) if code(reason) == expected)
+    }
+}
+
+/// Whether a server that refuses with this error cannot act as a primary: it is a replica, or still loads its data.
+pub(super) fn is_unfit_server(error: &str) -> bool {
+    ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"].contains(&code(error))
+}
+
+/// What is wrong with the settings, if that is why connecting failed with this error.
+pub(super) fn rejection(details: &str) -> Option<String> {
+    if ["WRONGPASS", "NOAUTH"].contains(&code(details)) {
+        return Some(format!("the password is refused: {details}"));
+    }
+    // rustls's error in Rust's debug format: Custom { kind: …, error: InvalidCertificate(CAUSE) }
+    let (_, cause) = details.split_once("InvalidCertificate(")?;
+    let cause = cause.trim_end_matches(") }");
+    Some(format!("the certificate does not verify: {cause}"))
+}
+
+/// The first word of Redis's error: `ERR`, `OOM`, `WRONGTYPE`, …
+pub(super) fn code(error: &str) -> &str {
+    error.split(' ').next().unwrap_or_default()
+}
+
+/// Redis repeats the arguments of a command that it does not know, a session id or password among
+/// them.
+pub(super) fn without_arguments(error: &str) -> &str {
+    error.split(", with args").next().unwrap_or_default()
+}
+
+impl From<Elapsed> for Error {
+    fn from(_: Elapsed) -> Self {
+        Self::Unanswered
+    }
+}
+
+impl From<fred::error::Error> for Error {
+    fn from(error: fred::error::Error) -> Self {
+        Self::read(&error.to_string())
+    }
+}
+
+impl From<session_store::Error> for Error {
+    fn from(error: session_store::Error) -> Self {
+        match error {
+            session_store::Error::Backend(text) => Self::read(&text),
+            // Its text may contain the session's data.
+            _ => Self::Refused("ERR a session's record cannot be read".to_owned()),
+        }
+    }
+}
+
+impl From<Error> for session_store::Error {
+    fn from(error: Error) -> Self {
+        Self::Backend(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_redis_and_of_fred_are_told_apart() {
+        for text in [
+            "Unknown: OOM command not allowed",
+            "ERR no",
+            "Auth: NOAUTH required",
+        ] {
+            assert!(matches!(Error::read(text), Error::Refused(_)), "{text}");
+        }
+        for text in [
+            "IO: Connection closed.",
+            "Canceled: Canceled.",
+            "Timeout: Request timed out",
+        ] {
+            assert!(matches!(Error::read(text), Error::Unanswered), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_argument_is_repeated() {
+        let error =
+            Error::read("Unknown: ERR unknown command 'AUTH', with args beginning with: 'hunter2'");
+        assert_eq!(
+            error.to_string(),
+            "Redis refuses: ERR unknown command 'AUTH'"
+        );
+    }
+
+    #[test]
+    fn a_rejected_setting_is_named() {
+        for (details, expected) in [
+            ("WRONGPASS invalid username-password pair", "password"),
+            ("NOAUTH Authentication required.", "password"),
+            (
+                "Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }",
+                "verify: UnknownIssuer",
+            ),
+        ] {
+            let rejection = rejection(details).unwrap();
+            assert!(rejection.contains(expected), "{rejection}");
+        }
+        assert_eq!(rejection("Connection refused"), None);
+    }
+}

@@ -1,0 +1,54 @@
+//! Sending a command again until there is a reply.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{DEADLINE, Error};
+
+/// How long attempts are begun. Then the command fails.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How long one attempt waits for its reply: half of the patience, so that there can be another.
+pub const UNRESPONSIVE: Duration = Duration::from_millis(750);
+
+const _: () = assert!(PATIENCE.as_millis() + UNRESPONSIVE.as_millis() <= DEADLINE.as_millis());
+
+/// The pause before the next attempt doubles from the shortest to the longest. Moving the keys of a Cluster takes
+/// a while.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+
+/// Makes attempts, the first one at `begin`, until one is answered. Each is told when it must have been sent.
+///
+/// # Errors
+/// Any error but [`Error::Unanswered`] at once, unless an earlier attempt may still arrive. [`Error::Unanswered`]
+/// if no attempt is answered for [`PATIENCE`], or if the reply is read after [`DEADLINE`], because this process
+/// was frozen.
+pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
+    begin: Instant,
+    mut attempt: impl FnMut(Instant) -> F,
+) -> Result<T, Error> {
+    let send_by = begin + PATIENCE;
+    let mut pause = SHORTEST_PAUSE;
+    // What to say if there is no time for another attempt.
+    let mut last = Error::Unanswered;
+    let mut may_arrive = false;
+    // If this process was frozen, Redis may have dropped the reply that it kept, and would count the call once more.
+    while Instant::now() < send_by {
+        last = match attempt(send_by).await {
+            Err(Error::Unanswered) => {
+                may_arrive = true;
+                Error::Unanswered
+            }
+            Err(_) if may_arrive => Error::Unanswered,
+            Err(error) if error.is_moving() => error,
+            // Times to live count from the attempt, and the promise counts from the reply.
+            Ok(_) if begin.elapsed() > DEADLINE => Error::Unanswered,
+            reply => return reply,
+        };
+        sleep(pause).await;
+        pause = LONGEST_PAUSE.min(2 * pause);
+    }
+    Err(last)
+}

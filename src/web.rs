@@ -1,0 +1,10 @@
+//! HTTP: everything between a client's connection and the store.
+
+pub mod app;
+pub mod error;
+pub mod health;
+pub mod page;
+pub mod pages;
+pub mod server;
+pub mod session;
+pub mod views;

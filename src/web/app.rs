@@ -1,0 +1,78 @@
+//! Every route of the service, and what surrounds each request.
+
+use std::convert::Infallible;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, Method, header},
+    middleware::from_fn_with_state,
+    response::Response,
+    routing::{MethodRouter, get},
+};
+use tower::{Service, ServiceExt, service_fn};
+
+use super::{
+    error::{self, Error},
+    health,
+    page::Format,
+    pages, session, views,
+};
+use crate::{config::Config, store::Store, telemetry::Trace};
+
+/// The service's routes on this store, for [`service`].
+pub fn router(store: &Store, config: &Config) -> Router {
+    let page = get(pages::page).with_state(pages::Meaning::of(config));
+    let page = counted(page, store, config);
+    Router::new()
+        .route("/", page.clone())
+        .route("/foo", page.clone())
+        .route("/bar", page)
+        .route("/health/live", get(health::live))
+        .route(
+            "/health/ready",
+            get(health::ready).with_state(store.clone()),
+        )
+}
+
+/// A page with a session, whose views are counted: each request with a method that `page` handles.
+///
+/// `HEAD`, which `page` must not handle, and all other methods get neither a session nor a count.
+pub fn counted(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
+    let count_views = from_fn_with_state(store.clone(), views::count_views);
+    page.route_layer((session::layer(store, config), count_views))
+        .head(pages::head)
+}
+
+/// These routes with what surrounds each request: it is answered in time, errors have a readable body, and no
+/// answer is cached.
+pub fn service(
+    routes: Router,
+) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+    let routes = routes
+        .fallback(async || Error::NotFound)
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        // Without this, axum would build the routes' layers anew for each request.
+        .with_state(());
+    service_fn(move |request| answer(routes.clone(), request))
+}
+
+async fn answer(routes: Router, request: Request) -> Result<Response, Infallible> {
+    let trace = Trace::of(request.headers());
+    let format = Format::of(request.headers());
+    let is_head = request.method() == Method::HEAD;
+    let uri = request.uri().clone();
+    let response = error::in_time(routes.oneshot(request));
+    let response = trace.scope(response).await;
+    let mut response = error::in_words(response, format, uri.path());
+    if is_head {
+        // axum emptied the body before an error had one.
+        *response.body_mut() = Body::empty();
+    }
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Cookie"));
+    Ok(response)
+}

@@ -1,0 +1,155 @@
+//! Each failure with its status and its words.
+//!
+//! A failure travels as an [`Error`] in the response's extensions, until [`in_words`] gives it a body in the form
+//! that the client asked for. Responses without one are the pages' own, whatever their status.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    body::HttpBody,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use tokio::time::timeout;
+
+use super::page::{Format, Page};
+use crate::{
+    store::{self, DEADLINE},
+    telemetry,
+};
+
+// The promise to clients, on the wire.
+const _: () = assert!(DEADLINE.as_millis() < Duration::from_secs(3).as_millis());
+
+/// Seconds after which a retry makes sense: by then the store has tried to reconnect.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// Why a request is not answered by its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No route has this path.
+    #[error("there is no page here")]
+    NotFound,
+    /// The route does not handle this method.
+    #[error("this page can be read, and nothing else")]
+    MethodNotAllowed,
+    /// A browser asks ahead of its visitor.
+    #[error("this page is counted when you come, and not ahead of it")]
+    Prefetch,
+    /// The view was not counted: the store refused.
+    #[error("your session is out of reach for the moment, please try again")]
+    NotCounted,
+    /// The view may have been counted: the store did not answer.
+    #[error("your session is out of reach for the moment, please try again")]
+    MaybeCounted,
+    /// The page could not read or write the session's data, or the session layer could not save it.
+    #[error("your session is out of reach for the moment, please try again")]
+    Session,
+    /// There was no answer within [`DEADLINE`].
+    #[error("your session is out of reach for the moment, please try again")]
+    Late,
+}
+
+impl Error {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// What the error means for the visitor, in one line.
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::NotFound => "The pages of this service are the ones above. Nothing was counted.",
+            Self::MethodNotAllowed => "Nothing was counted, and nothing of what was sent is kept.",
+            Self::Prefetch => "Nothing was counted.",
+            Self::NotCounted => "This view was not counted. No other view was touched.",
+            Self::Session => "What this page was to keep may not be kept. Your views are not lost.",
+            Self::MaybeCounted | Self::Late => {
+                "This view may have been counted or not. No other view was touched."
+            }
+        }
+    }
+
+    /// Where to go from here: a path, empty for this page, and its name.
+    fn link(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NotFound => ("/", "Go to the first page"),
+            Self::MethodNotAllowed | Self::Prefetch => ("", "Go to the page"),
+            _ => ("", "Try again"),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<store::Error> for Error {
+    /// Of a view that was to be counted. The store has logged the error.
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Unanswered => Self::MaybeCounted,
+            store::Error::Refused(_) | store::Error::Overloaded => Self::NotCounted,
+        }
+    }
+}
+
+impl From<tower_sessions::session::Error> for Error {
+    /// Of a page that uses its session. The store has logged its own errors; this logs what it cannot see.
+    fn from(error: tower_sessions::session::Error) -> Self {
+        if let tower_sessions::session::Error::SerdeJson(error) = error {
+            // Its text may contain the session's data.
+            let problem = error.classify();
+            telemetry::warn_once_a_minute(
+                "record",
+                format_args!("a session holds another type than a page asked for: {problem:?}"),
+            );
+        }
+        Self::Session
+    }
+}
+
+/// Answers 503 if the routes take longer than [`DEADLINE`].
+pub async fn in_time(response: impl Future<Output = Result<Response, Infallible>>) -> Response {
+    match timeout(DEADLINE, response).await {
+        Ok(Ok(response)) => response,
+        Err(_) => {
+            telemetry::warn_once_a_minute(
+                "deadline",
+                format_args!("no answer within {DEADLINE:?}"),
+            );
+            Error::Late.into_response()
+        }
+    }
+}
+
+/// Gives an error a body in this format.
+pub fn in_words(mut response: Response, format: Format, path: &str) -> Response {
+    let Some(error) = response.extensions_mut().remove::<Error>() else {
+        return response;
+    };
+    let (mut parts, _) = response.into_parts();
+    let page = Page {
+        path,
+        sentence: error.to_string().into(),
+        meaning: error.meaning(),
+        link: error.link(),
+    };
+    let (rendered, body) = format.render(page).into_parts();
+    parts.headers.extend(rendered.headers);
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    // A browser retries a prefetch when its visitor comes, not after some time.
+    if parts.status == StatusCode::SERVICE_UNAVAILABLE && error != Error::Prefetch {
+        parts.headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    Response::from_parts(parts, body)
+}

@@ -1,0 +1,61 @@
+//! The handlers of `/`, `/foo` and `/bar`.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Extension,
+    body::{Body, Bytes},
+    extract::State,
+    http::Uri,
+    response::Response,
+};
+use futures_util::stream::empty;
+
+use super::{
+    page::{Format, Page},
+    views::ViewCount,
+};
+use crate::config::Config;
+
+/// `GET` of a counted page.
+pub async fn page(
+    State(Meaning(meaning)): State<Meaning>,
+    format: Format,
+    Extension(ViewCount(count)): Extension<ViewCount>,
+    uri: Uri,
+) -> Response {
+    format.render(Page {
+        path: uri.path(),
+        sentence: format!("you viewed this page {count} times").into(),
+        meaning: &meaning,
+        link: ("", "View it again"),
+    })
+}
+
+/// The line that explains a count. It is the same on all pages of this process.
+#[derive(Clone, Debug)]
+pub struct Meaning(Arc<str>);
+
+impl Meaning {
+    /// The line that is true with these settings.
+    pub fn of(config: &Config) -> Self {
+        let mut meaning = String::from(match config.redis_url {
+            Some(_) => {
+                "This count belongs to your session, is kept in Redis, and any instance can serve it."
+            }
+            None => {
+                "This count belongs to your session, and is kept in the memory of this one process."
+            }
+        });
+        if let Some(revision) = &config.k_revision {
+            meaning += &format!(" Revision {revision} answered.");
+        }
+        Self(meaning.into())
+    }
+}
+
+/// `HEAD` of a counted page: the headers of `GET`. It is no view, so there is no number, and therefore no
+/// `Content-Length`.
+pub async fn head(format: Format) -> Response {
+    format.respond(Body::from_stream(empty::<Result<Bytes, Infallible>>()))
+}
