@@ -12,14 +12,8 @@ use fred::{error::ErrorKind as RedisErrorKind, types::config::Config as RedisCon
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 
 /// The schemes of `REDIS_URL`: a single server, a Cluster, Sentinel. The second of each pair uses TLS.
-const REDIS_SCHEMES: [&str; 6] = [
-    "redis",
-    "rediss",
-    "redis-cluster",
-    "rediss-cluster",
-    "redis-sentinel",
-    "rediss-sentinel",
-];
+const REDIS_SCHEMES: [&str; 6] =
+    ["redis", "rediss", "redis-cluster", "rediss-cluster", "redis-sentinel", "rediss-sentinel"];
 
 /// A shorter secret could be guessed, and the key derivation demands 32 bytes.
 const SECRET_MIN_CHARS: usize = 32;
@@ -96,9 +90,7 @@ impl Config {
 }
 
 /// A parser whose errors contain no value, even if that is not UTF-8.
-fn setting<T: Clone + Send + Sync + 'static>(
-    parse: fn(&str) -> Result<T, String>,
-) -> impl TypedValueParser<Value = T> {
+fn setting<T: Clone + Send + Sync + 'static>(parse: fn(&str) -> Result<T, String>) -> impl TypedValueParser<Value = T> {
     OsStringValueParser::new().try_map(move |value| match value.to_str() {
         Some(value) => parse(value),
         None => Err("is not UTF-8".to_owned()),
@@ -106,20 +98,13 @@ fn setting<T: Clone + Send + Sync + 'static>(
 }
 
 fn port(value: &str) -> Result<u16, String> {
-    value
-        .parse()
-        .map_err(|error| format!("is no port: {error}; allowed: 0 to 65535"))
+    value.parse().map_err(|error| format!("is no port: {error}; allowed: 0 to 65535"))
 }
 
 fn redis_url(value: &str) -> Result<RedisConfig, String> {
-    let known = value
-        .split_once("://")
-        .is_some_and(|(scheme, _)| REDIS_SCHEMES.contains(&scheme));
+    let known = value.split_once("://").is_some_and(|(scheme, _)| REDIS_SCHEMES.contains(&scheme));
     if !known {
-        return Err(format!(
-            "does not begin with a known scheme; {}",
-            allowed_urls()
-        ));
+        return Err(format!("does not begin with a known scheme; {}", allowed_urls()));
     }
     match RedisConfig::from_url(value) {
         Ok(redis) if redis.server.hosts().iter().all(|host| host.host.is_empty()) => {
@@ -131,11 +116,7 @@ fn redis_url(value: &str) -> Result<RedisConfig, String> {
              system, or PEM in the file that SSL_CERT_FILE names",
             error.details()
         )),
-        Err(error) => Err(format!(
-            "is malformed: {}; {}",
-            error.details(),
-            allowed_urls()
-        )),
+        Err(error) => Err(format!("is malformed: {}; {}", error.details(), allowed_urls())),
     }
 }
 
@@ -151,19 +132,14 @@ fn allowed_urls() -> String {
 fn session_ttl(value: &str) -> Result<Duration, String> {
     match value.parse::<u32>() {
         Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
-        _ => Err(format!(
-            "is no time to live; allowed: whole seconds from 1 to {}",
-            u32::MAX
-        )),
+        _ => Err(format!("is no time to live; allowed: whole seconds from 1 to {}", u32::MAX)),
     }
 }
 
 fn session_secret(value: &str) -> Result<Key, String> {
     let chars = value.chars().count();
     if chars < SECRET_MIN_CHARS {
-        return Err(format!(
-            "is too short: {chars} characters; allowed: {SECRET_MIN_CHARS} or more"
-        ));
+        return Err(format!("is too short: {chars} characters; allowed: {SECRET_MIN_CHARS} or more"));
     }
     Ok(Key::derive_from(value.as_bytes()))
 }
@@ -174,14 +150,10 @@ fn rust_log(value: &str) -> Result<Targets, String> {
     let filter = if value.is_empty() || !value.split(',').all(is_directive) {
         Err("it names no level".to_owned())
     } else {
-        format!("{QUIET},{value}")
-            .parse()
-            .map_err(|error: ParseError| error.to_string())
+        format!("{QUIET},{value}").parse().map_err(|error: ParseError| error.to_string())
     };
     filter.map_err(|problem| {
-        format!(
-            "is no filter: {problem}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,..."
-        )
+        format!("is no filter: {problem}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,...")
     })
 }
 
@@ -199,11 +171,7 @@ fn explain(error: clap::Error) -> String {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
         ErrorKind::ValueValidation => {
             // Clap writes `--redis-url <REDIS_URL>`.
-            let setting = argument
-                .split(['<', '>'])
-                .nth(1)
-                .unwrap_or(argument)
-                .to_owned();
+            let setting = argument.split(['<', '>']).nth(1).unwrap_or(argument).to_owned();
             let problem = std::error::Error::source(&error).map(ToString::to_string);
             format!("{setting} {}", problem.unwrap_or_default())
         }

@@ -43,10 +43,10 @@ fn serve(config: &Config) -> Result<(), String> {
 }
 
 async fn run(config: &Config) -> Result<(), String> {
-    let shutdown = server::shutdown_signal()
-        .map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
-    let listener = server::listen(config.port)
-        .map_err(|error| format!("PORT {} cannot be listened on: {error}", config.port))?;
+    let shutdown =
+        server::shutdown_signal().map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
+    let listener =
+        server::listen(config.port).map_err(|error| format!("PORT {} cannot be listened on: {error}", config.port))?;
     let store = Store::open(config);
     let service = app::service(app::router(&store, config));
     if let Ok(address) = listener.local_addr() {

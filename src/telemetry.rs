@@ -39,14 +39,10 @@ pub fn init(config: &Config) {
     if config.on_cloud_run() {
         let project = config.google_cloud_project.clone();
         let lines = lines.event_format(CloudLogging { project });
-        tracing_subscriber::registry()
-            .with(lines.with_filter(filter))
-            .init();
+        tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     } else {
         let lines = lines.with_ansi(std::io::stdout().is_terminal());
-        tracing_subscriber::registry()
-            .with(lines.with_filter(filter))
-            .init();
+        tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     }
 }
 
@@ -73,10 +69,8 @@ tokio::task_local! {
 pub struct Trace([Option<HeaderValue>; 2]);
 
 /// W3C's, and Google's own.
-const TRACE_HEADERS: [HeaderName; 2] = [
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("x-cloud-trace-context"),
-];
+const TRACE_HEADERS: [HeaderName; 2] =
+    [HeaderName::from_static("traceparent"), HeaderName::from_static("x-cloud-trace-context")];
 
 impl Trace {
     /// The trace that these headers name.
@@ -92,10 +86,7 @@ impl Trace {
     /// The trace's id, 32 hexadecimal digits: TRACE of `00-TRACE-SPAN-FLAGS` in W3C's `traceparent`, or of
     /// `TRACE/SPAN;OPTIONS` in Google's `X-Cloud-Trace-Context`.
     fn id(&self) -> Option<&str> {
-        let [parent, cloud] = self
-            .0
-            .each_ref()
-            .map(|header| header.as_ref()?.to_str().ok());
+        let [parent, cloud] = self.0.each_ref().map(|header| header.as_ref()?.to_str().ok());
         let parent = parent.and_then(|value| value.split('-').nth(1));
         let cloud = cloud.and_then(|value| value.split('/').next());
         [parent, cloud]
@@ -118,10 +109,7 @@ struct LogEntry {
     severity: &'static str,
     /// RFC 3339, in UTC.
     time: String,
-    #[serde(
-        rename = "logging.googleapis.com/trace",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "logging.googleapis.com/trace", skip_serializing_if = "Option::is_none")]
     trace: Option<String>,
     /// The event's own fields, `message` among them.
     #[serde(flatten)]
@@ -137,12 +125,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let severity = match *event.metadata().level() {
             Level::ERROR => "ERROR",
             Level::WARN => "WARNING",
@@ -157,12 +140,7 @@ where
         });
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let entry = LogEntry {
-            severity,
-            time,
-            trace: trace.ok().flatten(),
-            fields,
-        };
+        let entry = LogEntry { severity, time, trace: trace.ok().flatten(), fields };
         let line = serde_json::to_string(&entry).map_err(|_| fmt::Error)?;
         writeln!(writer, "{line}")
     }

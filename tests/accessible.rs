@@ -56,12 +56,9 @@ async fn assert_accessible(browser: &Browser, what: &str, axe: &str) -> f64 {
 
 #[tokio::test]
 async fn axe_core_finds_no_violation() {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/axe/node_modules/axe-core/axe.min.js"
-    );
-    let axe = fs::read_to_string(path)
-        .unwrap_or_else(|error| panic!("axe-core is missing, see tests/run: {path}: {error}"));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/axe/node_modules/axe-core/axe.min.js");
+    let axe =
+        fs::read_to_string(path).unwrap_or_else(|error| panic!("axe-core is missing, see tests/run: {path}: {error}"));
     let redis = Redis::start();
     let service = Service::on(&redis);
     let browser = Browser::start().await;
@@ -107,10 +104,7 @@ async fn nothing_is_cut_off_at_200_percent_zoom() {
         }";
     let redis = Redis::start();
     let revision = "sessions-".repeat(6);
-    let service = Service::start([
-        ("REDIS_URL", redis.url().as_str()),
-        ("K_REVISION", &revision),
-    ]);
+    let service = Service::start([("REDIS_URL", redis.url().as_str()), ("K_REVISION", &revision)]);
     let browser = Browser::start().await;
     for width in WIDTHS {
         for zoom in [1, 2] {

@@ -38,10 +38,7 @@ fn visit(service: &Service, visits: usize) {
 
 fn peak_megabytes(service: &Service) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kilobytes / 1000
 }
@@ -61,11 +58,7 @@ async fn a_million_visits_stay_within_the_bound() {
     let mut late = Visitor::new();
     late.view(&service, "/").await;
     visit(&service, SESSIONS / 2);
-    assert_eq!(
-        late.count(&service, "/").await,
-        2,
-        "a full store does not keep a new session"
-    );
+    assert_eq!(late.count(&service, "/").await, 2, "a full store does not keep a new session");
     assert_eq!(absent.count(&service, "/").await, 1, "never evicted");
     let peak = peak_megabytes(&service);
     println!("{peak} MB at the peak of {VISITS} visits");

@@ -31,13 +31,9 @@ async fn reload_back_and_forward() {
         browser.follow("a[href='/bar']").await;
         for _ in 0..2 {
             assert_right(&browser, "/bar").await;
-            browser
-                .navigate(async || browser.driver.back().await.unwrap())
-                .await;
+            browser.navigate(async || browser.driver.back().await.unwrap()).await;
             assert_right(&browser, "/foo").await;
-            browser
-                .navigate(async || browser.driver.forward().await.unwrap())
-                .await;
+            browser.navigate(async || browser.driver.forward().await.unwrap()).await;
         }
         browser.reload().await;
         assert_right(&browser, "/bar").await;
@@ -49,10 +45,8 @@ async fn reload_back_and_forward() {
 async fn back_and_forward_without_a_back_forward_cache() {
     on_both(async |front| {
         let browser = Browser::start_with(&["--disable-back-forward-cache"]).await;
-        let (back, forward) = (
-            async || browser.driver.back().await.unwrap(),
-            async || browser.driver.forward().await.unwrap(),
-        );
+        let (back, forward) =
+            (async || browser.driver.back().await.unwrap(), async || browser.driver.forward().await.unwrap());
         let mut seen = Vec::new();
         browser.open(front, "/foo").await;
         seen.push(browser.views().await);
@@ -119,12 +113,7 @@ async fn the_page_can_be_used_by_keyboard() {
     let service = Service::start([]);
     let front = Front::start(&service).await;
     let browser = Browser::start().await;
-    let links = [
-        ("/", "/"),
-        ("/foo", "/foo"),
-        ("/bar", "/bar"),
-        ("View it again", "/foo"),
-    ];
+    let links = [("/", "/"), ("/foo", "/foo"), ("/bar", "/bar"), ("View it again", "/foo")];
     for (index, (link, path)) in links.into_iter().enumerate() {
         browser.open(&front, "/foo").await;
         for (expected, _) in &links[..=index] {
@@ -138,9 +127,7 @@ async fn the_page_can_be_used_by_keyboard() {
         assert_eq!(focus[0], link, "after {} tabs", index + 1);
         let is_visible = focus[1] == "solid" && focus[2].as_f64() >= Some(2.0);
         assert!(is_visible, "the focus is not visible: {focus}");
-        browser
-            .navigate(async || browser.press(Key::Enter).await)
-            .await;
+        browser.navigate(async || browser.press(Key::Enter).await).await;
         assert_eq!(browser.path().await, path);
         assert_eq!(browser.views().await, front.requests_for(path), "{path}");
     }
@@ -211,9 +198,7 @@ async fn the_session_survives_a_restart_of_the_service() {
     browser.reload().await;
     service.stop();
     let settings = [("REDIS_URL", redis.url()), ("PORT", port.to_string())];
-    let settings = settings
-        .each_ref()
-        .map(|(name, value)| (*name, value.as_str()));
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
     let _service = Service::start(settings);
     browser.reload().await;
     assert_eq!(browser.views().await, 3);
@@ -241,9 +226,7 @@ async fn a_speculative_request_is_not_a_view() {
         for ahead in SPECULATIONS {
             let browser = Browser::start().await;
             // The policy of the service's pages forbids these scripts, so it is bypassed.
-            browser
-                .devtools("Page.setBypassCSP", json!({ "enabled": true }))
-                .await;
+            browser.devtools("Page.setBypassCSP", json!({ "enabled": true })).await;
             browser.open(front, "/").await;
             let before = front.exchanges().len();
             browser.run(ahead).await;
@@ -253,24 +236,13 @@ async fn a_speculative_request_is_not_a_view() {
             })
             .await;
             let purpose = exchange.request_header("sec-purpose");
-            assert!(
-                purpose.is_some_and(|purpose| purpose.starts_with("prefetch")),
-                "{exchange:#?}"
-            );
+            assert!(purpose.is_some_and(|purpose| purpose.starts_with("prefetch")), "{exchange:#?}");
             assert_eq!(exchange.status(), "503", "{exchange:#?}");
-            assert_eq!(
-                exchange.response_header("set-cookie"),
-                None,
-                "{exchange:#?}"
-            );
+            assert_eq!(exchange.response_header("set-cookie"), None, "{exchange:#?}");
             browser.follow("a[href='/foo']").await;
             assert_eq!(browser.views().await, 1, "after {ahead}");
             let exchange = front.exchanges().pop().unwrap();
-            assert_eq!(
-                exchange.request_header("sec-purpose"),
-                None,
-                "{exchange:#?}"
-            );
+            assert_eq!(exchange.request_header("sec-purpose"), None, "{exchange:#?}");
             browser.reload().await;
             assert_eq!(browser.views().await, 2, "after {ahead}");
         }
@@ -315,32 +287,15 @@ async fn an_error_page_links_back() {
 async fn the_page_names_the_store_and_the_revision() {
     let redis = Redis::start();
     let url = redis.url();
-    let cloud_run = [
-        ("K_SERVICE", "sessions"),
-        ("K_REVISION", "sessions-00007-<kit>"),
-        ("REDIS_URL", url.as_str()),
-    ];
+    let cloud_run = [("K_SERVICE", "sessions"), ("K_REVISION", "sessions-00007-<kit>"), ("REDIS_URL", url.as_str())];
     for (service, says, says_not) in [
-        (
-            Service::on(&redis),
-            &["your session", "kept in Redis", "any instance"][..],
-            "Revision",
-        ),
+        (Service::on(&redis), &["your session", "kept in Redis", "any instance"][..], "Revision"),
         (
             Service::start(cloud_run),
-            &[
-                "your session",
-                "kept in Redis",
-                "any instance",
-                "Revision sessions-00007-<kit>",
-            ],
+            &["your session", "kept in Redis", "any instance", "Revision sessions-00007-<kit>"],
             "memory",
         ),
-        (
-            Service::start([]),
-            &["your session", "memory of this one process"],
-            "Redis",
-        ),
+        (Service::start([]), &["your session", "memory of this one process"], "Redis"),
     ] {
         let browser = Browser::start().await;
         browser.open(&service, "/").await;

@@ -58,10 +58,7 @@ fn it_speaks_http_1_and_http_2_without_tls() {
         let url = format!("http://127.0.0.1:{}/foo", service.port);
         let output = h2load.arg(url).output().expect("h2load, see tests/run");
         let output = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.contains("200 succeeded, 0 failed") && output.contains("200 2xx"),
-            "{version}: {output}"
-        );
+        assert!(output.contains("200 succeeded, 0 failed") && output.contains("200 2xx"), "{version}: {output}");
     }
 }
 
@@ -119,13 +116,7 @@ fn a_head_of_more_than_64_kb_gets_431() {
 fn memory(service: &Service) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    let kilobytes: u64 = line
-        .unwrap()
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
+    let kilobytes: u64 = line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
     kilobytes * 1024
 }
 
@@ -143,18 +134,12 @@ fn a_thousand_idle_connections_cost_less_than_30_mb() {
             stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             stream.write_all(VIEW).unwrap();
             let read = stream.read(&mut [0; 4096]).unwrap();
-            assert_ne!(
-                read, 0,
-                "connection closed; for the limit of open files see tests/run"
-            );
+            assert_ne!(read, 0, "connection closed; for the limit of open files see tests/run");
             stream
         })
         .collect();
     let cost = memory(&service).saturating_sub(before);
-    println!(
-        "{} idle connections: {cost} bytes in addition to {before}",
-        connections.len()
-    );
+    println!("{} idle connections: {cost} bytes in addition to {before}", connections.len());
     assert!(cost < PROMISE, "{cost} bytes");
 }
 
@@ -167,14 +152,8 @@ fn no_path_ends_in_z() {
         .step_by(2)
         .filter(|quoted| quoted.starts_with('/'))
         .collect();
-    assert!(
-        routes.contains(&"/foo") && routes.contains(&"/health/live"),
-        "{routes:?}"
-    );
-    assert!(
-        !routes.iter().any(|route| route.ends_with('z')),
-        "{routes:?}"
-    );
+    assert!(routes.contains(&"/foo") && routes.contains(&"/health/live"), "{routes:?}");
+    assert!(!routes.iter().any(|route| route.ends_with('z')), "{routes:?}");
 }
 
 #[tokio::test]
@@ -206,11 +185,7 @@ async fn nothing_is_written_to_the_file_system() {
         .args(["-c", "ulimit -f 0; exec \"$0\""])
         .arg(revision.get_program())
         .env_clear()
-        .envs(
-            revision
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
+        .envs(revision.get_envs().filter_map(|(name, value)| Some((name, value?))))
         .envs([("HOME", directory), ("TMPDIR", directory)])
         .current_dir(directory);
     let mut service = Service::launch(&mut limited);
@@ -219,10 +194,7 @@ async fn nothing_is_written_to_the_file_system() {
         assert_eq!(visitor.count(&service, "/").await, view);
     }
     redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
-    eventually("a view after the cut", async || {
-        (visitor.view(&service, "/").await.status == 200).then_some(())
-    })
-    .await;
+    eventually("a view after the cut", async || (visitor.view(&service, "/").await.status == 200).then_some(())).await;
     service.signal("TERM");
     assert_eq!(service.wait().code(), Some(0), "{:#?}", service.log());
     let left: Vec<_> = fs::read_dir(directory).unwrap().collect();

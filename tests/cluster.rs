@@ -3,9 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{
-    Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, session_id,
-};
+use crate::common::{Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, session_id};
 use futures_util::future::join_all;
 
 /// Every view is answered by then.
@@ -26,10 +24,7 @@ async fn visitors(service: &Service, cluster: &Cluster, number: usize) -> Vec<Vi
     let keys = cluster.keys();
     let places = keys.iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(places.iter().sum::<usize>(), number, "{keys:#?}");
-    assert!(
-        !places.contains(&0),
-        "a master without a session: {places:?}"
-    );
+    assert!(!places.contains(&0), "a master without a session: {places:?}");
     visitors
 }
 
@@ -41,14 +36,8 @@ fn place(cluster: &Cluster, visitor: &Visitor) -> (u16, usize) {
 fn assert_consecutive(mut counts: Vec<u64>, first: u64) {
     counts.sort_unstable();
     let expected = (first..).take(counts.len());
-    let wrong = counts
-        .iter()
-        .zip(expected)
-        .find(|(count, right)| **count != *right);
-    assert_eq!(
-        wrong, None,
-        "the first wrong count and the expected one, of {counts:?}"
-    );
+    let wrong = counts.iter().zip(expected).find(|(count, right)| **count != *right);
+    assert_eq!(wrong, None, "the first wrong count and the expected one, of {counts:?}");
 }
 
 #[tokio::test]
@@ -89,10 +78,7 @@ async fn ended_sessions_leave_nothing_behind() {
         let keys = |node: &Redis| node.cli(&["KEYS", "*"]);
         let keys: Vec<_> = cluster.masters.iter().map(keys).collect();
         let keys = keys.join("\n");
-        keys.lines()
-            .map(str::to_owned)
-            .filter(|key| !key.is_empty())
-            .collect::<Vec<_>>()
+        keys.lines().map(str::to_owned).filter(|key| !key.is_empty()).collect::<Vec<_>>()
     };
     let delete = |visitor: &Visitor| {
         let (_, master) = place(&cluster, visitor);
@@ -118,10 +104,7 @@ async fn ended_sessions_leave_nothing_behind() {
     assert_eq!(keys.len(), 1, "{keys:?}");
     assert!(keys[0].starts_with("calls:"), "{keys:?}");
     assert!(!keys[0].contains(&session_id(&old)), "{keys:?}");
-    assert_eq!(
-        cluster.place(&keys[0]).0,
-        cluster.place(&session_id(&old)).0
-    );
+    assert_eq!(cluster.place(&keys[0]).0, cluster.place(&session_id(&old)).0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,9 +113,7 @@ async fn connections_are_cut_under_load() {
     let cluster = Cluster::start().await;
     let services = instances(&cluster);
     let visitors = visitors(&services[0], &cluster, 30).await;
-    let tabs = visitors
-        .iter()
-        .flat_map(|visitor| vec![visitor.clone(); TABS]);
+    let tabs = visitors.iter().flat_map(|visitor| vec![visitor.clone(); TABS]);
     let load = Load::start(&services, &tabs.collect::<Vec<_>>());
     let cuts = cluster.masters.iter().map(|master| {
         let end = load.served(50);
@@ -158,9 +139,7 @@ async fn a_slot_migrates_under_load() {
     let moved = &visitors[0];
     let (slot, from) = place(&cluster, moved);
     let to = (from + 1) % 3;
-    let tabs = visitors
-        .iter()
-        .flat_map(|visitor| vec![visitor.clone(); TABS]);
+    let tabs = visitors.iter().flat_map(|visitor| vec![visitor.clone(); TABS]);
     let load = Load::start(&services, &tabs.collect::<Vec<_>>());
     load.served(2).await;
     let migration = Migration::begin(&cluster, slot, from, to);
@@ -172,10 +151,7 @@ async fn a_slot_migrates_under_load() {
         let views = tabs.iter().flat_map(|(_, views)| views);
         let failed = views.clone().find(|view| view.status != 200);
         let is_migrated = tabs[0].0.cookie == moved.cookie;
-        assert!(
-            failed.is_none(),
-            "in the migrated slot: {is_migrated}, {failed:?}"
-        );
+        assert!(failed.is_none(), "in the migrated slot: {is_migrated}, {failed:?}");
         assert_consecutive(views.filter_map(|view| view.count).collect(), 2);
     }
     let id = session_id(moved.cookie.as_ref().unwrap());
@@ -203,10 +179,7 @@ async fn a_slot_migrates_slowly() {
         assert_answered(views);
         assert_rising(1, views);
         let failed = views.iter().find(|view| n > 0 && view.status != 200);
-        assert!(
-            failed.is_none(),
-            "a view of another slot failed: {failed:?}"
-        );
+        assert!(failed.is_none(), "a view of another slot failed: {failed:?}");
     }
 }
 

@@ -16,12 +16,7 @@ async fn start_warm() -> (Redis, Service) {
 }
 
 /// Makes these views in sequence and asserts the number of commands executed for each.
-async fn assert_commands(
-    redis: &Redis,
-    service: &Service,
-    visitor: &mut Visitor,
-    views: &[(&str, u64)],
-) {
+async fn assert_commands(redis: &Redis, service: &Service, visitor: &mut Visitor, views: &[(&str, u64)]) {
     for (number, (path, expected)) in views.iter().enumerate() {
         visitor.count(service, path).await;
         let executed = redis.executed();
@@ -33,13 +28,7 @@ async fn assert_commands(
 async fn commands_per_view() {
     let (redis, service) = start_warm().await;
     let mut visitor = Visitor::new();
-    let views = [
-        ("/foo", 1),
-        ("/foo", 7),
-        ("/foo", 3),
-        ("/bar", 5),
-        ("/bar", 3),
-    ];
+    let views = [("/foo", 1), ("/foo", 7), ("/foo", 3), ("/bar", 5), ("/bar", 3)];
     assert_commands(&redis, &service, &mut visitor, &views).await;
     // A visitor whose second view is of another page.
     let views = [("/foo", 1), ("/bar", 7), ("/foo", 3), ("/", 5)];

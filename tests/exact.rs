@@ -26,16 +26,8 @@ async fn assert_exact(services: &[Service]) {
     let mut counts = join_all(views).await.concat();
     counts.sort_unstable();
     let expected: Vec<_> = (2..=VIEWS + 1).collect();
-    let wrong = counts
-        .iter()
-        .zip(&expected)
-        .find(|(count, expected)| count != expected);
-    assert_eq!(
-        wrong,
-        None,
-        "the first wrong count of {}, and the expected one",
-        counts.len()
-    );
+    let wrong = counts.iter().zip(&expected).find(|(count, expected)| count != expected);
+    assert_eq!(wrong, None, "the first wrong count of {}, and the expected one", counts.len());
     assert_eq!(counts.len(), expected.len());
 }
 
@@ -56,9 +48,6 @@ async fn two_instances_share_sessions() {
     let services = [Service::on(&redis), Service::on(&redis)];
     let mut visitor = Visitor::new();
     for view in 1..=10 {
-        assert_eq!(
-            visitor.count(&services[view as usize % 2], "/bar").await,
-            view
-        );
+        assert_eq!(visitor.count(&services[view as usize % 2], "/bar").await, view);
     }
 }

@@ -43,10 +43,7 @@ async fn connections_are_cut_continuously() {
             let mut counts = join_all(views).await.concat();
             counts.sort_unstable();
             let expected = (2..=VIEWS + 1).collect::<Vec<_>>();
-            let wrong = counts
-                .iter()
-                .zip(&expected)
-                .find(|(count, right)| count != right);
+            let wrong = counts.iter().zip(&expected).find(|(count, right)| count != right);
             assert_eq!(wrong, None, "the first wrong count and the expected one");
             assert_eq!(counts.len(), expected.len());
         });
@@ -55,24 +52,14 @@ async fn connections_are_cut_continuously() {
     let begin = Instant::now();
     let cuts = redis.keep_cutting(CUT_INTERVAL, visits).await;
     let slowest = Duration::from_millis(slowest.into_inner());
-    println!(
-        "{cuts} cuts in {:?}, the slowest view took {slowest:?}",
-        begin.elapsed()
-    );
+    println!("{cuts} cuts in {:?}, the slowest view took {slowest:?}", begin.elapsed());
     assert!(cuts >= 100, "{cuts} cuts");
     assert!(slowest < DEADLINE, "a view took {slowest:?}");
     let calls = redis.cli(&["KEYS", "calls:*"]);
-    assert_eq!(
-        calls.lines().count(),
-        services.len(),
-        "expected one key per instance: {calls}"
-    );
+    assert_eq!(calls.lines().count(), services.len(), "expected one key per instance: {calls}");
     for key in calls.lines() {
         let seconds: u64 = redis.cli(&["TTL", key]).parse().unwrap();
-        assert!(
-            (3500..=3600).contains(&seconds),
-            "{key} expires in {seconds} s"
-        );
+        assert!((3500..=3600).contains(&seconds), "{key} expires in {seconds} s");
     }
 }
 
@@ -154,19 +141,14 @@ async fn a_session_that_cannot_be_counted_affects_no_other() {
     // The first view is in flight; the others share the next call.
     proxy.close();
     let views = (0..10).map(async |n| {
-        let mut visitor = if n % 3 == 1 {
-            broken.clone()
-        } else {
-            visitor.clone()
-        };
+        let mut visitor = if n % 3 == 1 { broken.clone() } else { visitor.clone() };
         if n == 9 {
             proxy.open();
         }
         visitor.view(&service, "/").await
     });
     let answers = join_all(views).await;
-    let (refused, counted): (Vec<_>, Vec<_>) =
-        answers.iter().partition(|answer| answer.status == 503);
+    let (refused, counted): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 503);
     assert_eq!(refused.len(), 3, "{answers:#?}");
     let mut counts: Vec<_> = counted.iter().map(|answer| answer.count()).collect();
     counts.sort_unstable();

@@ -35,10 +35,7 @@ async fn sixty_four_concurrent_clients_share_calls() {
     .await;
     let calls = calls(&redis) - before;
     let each = calls as f64 / VIEWS as f64;
-    assert!(
-        each <= 0.05,
-        "{calls} calls for {VIEWS} views, {each} per view"
-    );
+    assert!(each <= 0.05, "{calls} calls for {VIEWS} views, {each} per view");
 }
 
 #[tokio::test]
@@ -103,16 +100,11 @@ async fn a_full_queue_refuses_at_once() {
     proxy.open();
     join_all(waiting.into_iter().map(answer)).await;
     // A waiting view would have been answered together with the others.
-    assert!(
-        elapsed < Duration::from_millis(500),
-        "refused after {elapsed:?}"
-    );
+    assert!(elapsed < Duration::from_millis(500), "refused after {elapsed:?}");
     visitor.clone().count(&service, "/").await;
     drop(redis);
     let log = service.stop();
-    let warnings = log
-        .iter()
-        .filter(|line| line.contains("too many views wait"));
+    let warnings = log.iter().filter(|line| line.contains("too many views wait"));
     assert_eq!(warnings.count(), 1, "{log:#?}");
 }
 
@@ -155,14 +147,10 @@ async fn disconnected_clients_are_not_counted() {
 /// Sends `views` requests, each on its own connection, and waits until the service has read them.
 async fn connect_and_send(service: &Service, visitor: &Visitor, views: u64) -> Vec<TcpStream> {
     let cookie = visitor.cookie.as_deref().unwrap();
-    let request = format!(
-        "GET / HTTP/1.1\r\nhost: localhost\r\ncookie: {cookie}\r\nconnection: close\r\n\r\n"
-    );
+    let request = format!("GET / HTTP/1.1\r\nhost: localhost\r\ncookie: {cookie}\r\nconnection: close\r\n\r\n");
     let mut waiting = Vec::new();
     for view in 1..=views {
-        let mut stream = TcpStream::connect(("127.0.0.1", service.port))
-            .await
-            .unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", service.port)).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         waiting.push(stream);
         // Often enough that the accept queue does not fill up, and after the last one.
@@ -181,9 +169,7 @@ async fn answer(mut waiting: TcpStream) -> String {
 
 async fn count(waiting: TcpStream) -> u64 {
     let answer = answer(waiting).await;
-    let (_, count) = answer
-        .split_once("you viewed this page ")
-        .unwrap_or_else(|| panic!("{answer}"));
+    let (_, count) = answer.split_once("you viewed this page ").unwrap_or_else(|| panic!("{answer}"));
     count.split(' ').next().unwrap().parse().unwrap()
 }
 
@@ -196,10 +182,7 @@ async fn wait_until_all_are_read(service: &Service) {
 
 /// Waits until the service has no more than this number of connections.
 async fn wait_for_disconnects(service: &Service, others: usize) {
-    eventually("the clients' connections are closed", async || {
-        (connections(service) <= others).then_some(())
-    })
-    .await;
+    eventually("the clients' connections are closed", async || (connections(service) <= others).then_some(())).await;
 }
 
 /// The number of connections of the service: of its open files, because it opens no other files.

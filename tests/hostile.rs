@@ -17,11 +17,7 @@ use proptest::{
 const CASES: u32 = 2000;
 
 fn for_all<S: Strategy>(inputs: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
-    let config = Config {
-        cases: CASES,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     if let Err(failure) = TestRunner::new(config).run(&inputs, test) {
         panic!("{failure}");
     }
@@ -38,25 +34,14 @@ fn exchange(service: &Service, bytes: &[u8], shut_down: bool) -> Vec<u8> {
         let _ = stream.shutdown(Shutdown::Write);
     }
     let mut answer = Vec::new();
-    let end = stream
-        .read_to_end(&mut answer)
-        .map_err(|error| error.kind());
-    assert_ne!(
-        end,
-        Err(ErrorKind::WouldBlock),
-        "neither answered nor closed: {bytes:?}"
-    );
+    let end = stream.read_to_end(&mut answer).map_err(|error| error.kind());
+    assert_ne!(end, Err(ErrorKind::WouldBlock), "neither answered nor closed: {bytes:?}");
     answer
 }
 
 /// Sends one request with this target and these header lines.
 fn request(service: &Service, target: &[u8], headers: &[&[u8]]) -> String {
-    let mut bytes = [
-        b"GET ",
-        target,
-        b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n",
-    ]
-    .concat();
+    let mut bytes = [b"GET ", target, b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"].concat();
     for header in headers {
         bytes.extend_from_slice(header);
         bytes.extend_from_slice(b"\r\n");
@@ -66,13 +51,8 @@ fn request(service: &Service, target: &[u8], headers: &[&[u8]]) -> String {
 }
 
 fn status(answer: &str) -> u16 {
-    let status = answer
-        .strip_prefix("HTTP/1.1 ")
-        .and_then(|rest| rest.get(..3));
-    status
-        .unwrap_or_else(|| panic!("no status: {answer:?}"))
-        .parse()
-        .unwrap()
+    let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+    status.unwrap_or_else(|| panic!("no status: {answer:?}")).parse().unwrap()
 }
 
 fn set_cookie(answer: &str) -> Option<&str> {
@@ -99,11 +79,7 @@ fn cookies() {
         let header = [b"cookie: ", cookie.as_slice()].concat();
         let answer = request(&service, b"/", &[&header]);
         prop_assert_eq!(status(&answer), 200, "{}", answer);
-        prop_assert!(
-            answer.ends_with("you viewed this page 1 times"),
-            "{}",
-            answer
-        );
+        prop_assert!(answer.ends_with("you viewed this page 1 times"), "{}", answer);
         let id = session_id(set_cookie(&answer).expect("a fresh session"));
         prop_assert!(!String::from_utf8_lossy(&cookie).contains(&id));
         Ok(())
@@ -120,7 +96,8 @@ fn paths() {
     let paths = prop_oneof![
         bytes_regex(r"(?s-u:/[\x21-\x7e\x80-\xff]{0,300})").unwrap(),
         bytes_regex(r"(?s-u:[\x21-\x7e\x80-\xff]{1,30})").unwrap(),
-        bytes_regex(r"(//?|/\.{1,2}/)?(foo|bar|health|live|%66oo|favicon\.ico)?/{0,2}(\?[a-z&=/]{0,9})?(#[a-z]{0,3})?").unwrap(),
+        bytes_regex(r"(//?|/\.{1,2}/)?(foo|bar|health|live|%66oo|favicon\.ico)?/{0,2}(\?[a-z&=/]{0,9})?(#[a-z]{0,3})?")
+            .unwrap(),
         bytes_regex(r"/[a-z/]{0,9000}").unwrap(),
     ];
     let views = std::cell::Cell::new(0);
@@ -132,22 +109,13 @@ fn paths() {
         if status == 200 && PAGES.contains(&path) {
             views.set(views.get() + 1);
         } else {
-            prop_assert!(
-                [400, 404].contains(&status) || HEALTH.contains(&path),
-                "{} {}",
-                path,
-                answer
-            );
+            prop_assert!([400, 404].contains(&status) || HEALTH.contains(&path), "{} {}", path, answer);
             prop_assert_eq!(set_cookie(&answer), None, "{}", path);
         }
         Ok(())
     });
     assert_ne!(views.get(), 0, "no case was a page");
-    assert_eq!(
-        stored(&redis),
-        views.get(),
-        "stored sessions and views differ"
-    );
+    assert_eq!(stored(&redis), views.get(), "stored sessions and views differ");
 }
 
 #[test]
@@ -170,8 +138,7 @@ fn headers() {
     let value = prop_oneof![
         bytes_regex(r"(?s-u:[\t\x20-\x7e\x80-\xff]{0,200})").unwrap(),
         bytes_regex(r"(text/html|\*/\*|;q=|[0-9.]{0,5}|,| ){0,20}").unwrap(),
-        bytes_regex(r"00-[0-9a-fA-F]{32}-[0-9a-f]{16}-0[01]|[0-9a-fg]{31,33}/[0-9]{0,9}(;o=1)?")
-            .unwrap(),
+        bytes_regex(r"00-[0-9a-fA-F]{32}-[0-9a-f]{16}-0[01]|[0-9a-fg]{31,33}/[0-9]{0,9}(;o=1)?").unwrap(),
         bytes_regex(r"[0-9]{1,30}|chunked|100-continue|h2c|websocket|close|keep-alive").unwrap(),
     ];
     let header = (name, value).prop_map(|(name, value)| [name.as_bytes(), b": ", &value].concat());
@@ -189,15 +156,8 @@ fn headers() {
         let entry: serde_json::Value = serde_json::from_str(line).expect(line);
         let trace = entry.get("logging.googleapis.com/trace");
         trace.inspect(|trace| {
-            let id = trace
-                .as_str()
-                .unwrap()
-                .strip_prefix("projects/a-project/traces/")
-                .unwrap();
-            assert!(
-                id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()),
-                "{line}"
-            );
+            let id = trace.as_str().unwrap().strip_prefix("projects/a-project/traces/").unwrap();
+            assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{line}");
         });
         trace.is_some()
     });
@@ -210,10 +170,10 @@ fn arbitrary_bytes() {
     let service = Service::on(&redis);
     let bytes = prop_oneof![
         vec(any::<u8>(), 0..500),
-        bytes_regex(r"(?s-u:(GET|HEAD|POST|PRI) (/|\*|http://x/foo) HTTP/[0-2]\.[0-9](\r\n|\n|\x00|:|[a-z]){0,50})").unwrap(),
+        bytes_regex(r"(?s-u:(GET|HEAD|POST|PRI) (/|\*|http://x/foo) HTTP/[0-2]\.[0-9](\r\n|\n|\x00|:|[a-z]){0,50})")
+            .unwrap(),
         // The HTTP/2 preface, followed by arbitrary bytes.
-        vec(any::<u8>(), 0..200)
-            .prop_map(|rest| [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &rest].concat()),
+        vec(any::<u8>(), 0..200).prop_map(|rest| [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &rest].concat()),
     ];
     for_all(bytes, |bytes| {
         exchange(&service, &bytes, true);

@@ -38,10 +38,7 @@ fn assert_expiry(redis: &Redis, visitor: &Visitor, what: &str) {
     // The time that the test itself takes on a busy machine.
     const LATE: i64 = 2_000;
     assert!((TTL - LATE..=LATEST).contains(&record), "{both}");
-    assert!(
-        views == -2 || (TTL - LATE..=record).contains(&views),
-        "{both}"
-    );
+    assert!(views == -2 || (TTL - LATE..=record).contains(&views), "{both}");
 }
 
 #[tokio::test]
@@ -139,9 +136,7 @@ fn libfaketime() -> String {
     let folders = std::fs::read_dir("/usr/lib").unwrap();
     let files = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
     let file = files.into_iter().find(|file| file.exists());
-    file.expect("libfaketime, see tests/run")
-        .display()
-        .to_string()
+    file.expect("libfaketime, see tests/run").display().to_string()
 }
 
 /// If the views have expired and the record is about to, the session has ended.
@@ -184,11 +179,7 @@ async fn with_pages(settings: &[&str]) -> u16 {
         .route("/counted/save", counted(get(save), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    tokio::spawn(server::serve(
-        listener,
-        app::service(routes),
-        std::future::pending(),
-    ));
+    tokio::spawn(server::serve(listener, app::service(routes), std::future::pending()));
     port
 }
 
@@ -221,12 +212,7 @@ async fn a_save_does_not_revive_a_session() {
     use tower_sessions::{SessionStore, session::Id};
     let redis = Redis::start();
     let url = redis.url();
-    let settings = [
-        "cloud-run-sessions",
-        "--session-ttl=144",
-        "--redis-url",
-        &url,
-    ];
+    let settings = ["cloud-run-sessions", "--session-ttl=144", "--redis-url", &url];
     let open = || Store::open(&Config::try_parse_from(settings).unwrap());
     // `this` has renewed the session, `other` has not.
     let (this, other) = (open(), open());
@@ -260,9 +246,5 @@ async fn loading_does_not_renew_a_session_in_the_embedded_store() {
         assert!(begin.elapsed() < 3 * TTL, "the session does not expire");
         tokio::time::sleep(TTL / 20).await;
     }
-    assert!(
-        begin.elapsed() > TTL - TTL / 10,
-        "ended after {:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() > TTL - TTL / 10, "ended after {:?}", begin.elapsed());
 }

@@ -18,12 +18,8 @@ async fn a_view_logs_nothing() {
         visitor.view(&service, "/").await;
         for path in ["/", "/foo", "/unknown", "/health/ready", "/"] {
             visitor.view(&service, path).await;
-            Visitor::with_cookie("id=malformed")
-                .view(&service, path)
-                .await;
-            Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA")
-                .view(&service, path)
-                .await;
+            Visitor::with_cookie("id=malformed").view(&service, path).await;
+            Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA").view(&service, path).await;
         }
         // The store, the address, and the shutdown.
         let log = service.stop();
@@ -40,27 +36,14 @@ async fn an_outage_and_its_end_are_logged_once() {
     visitor.view(&service, "/").await;
     drop(redis);
     // A returning visitor, a new one, and one with an unknown id.
-    let mut failed = [
-        visitor.clone(),
-        Visitor::new(),
-        Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA"),
-    ];
+    let mut failed = [visitor.clone(), Visitor::new(), Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA")];
     for visitor in &mut failed {
-        assert_eq!(
-            visitor
-                .request(Method::GET, &service, "/", BROWSER)
-                .await
-                .status,
-            503
-        );
+        assert_eq!(visitor.request(Method::GET, &service, "/", BROWSER).await.status, 503);
     }
     let _redis = Redis::start_on(port);
-    let lines =
-        |log: Vec<String>, part: &str| log.iter().filter(|line| line.contains(part)).count();
-    eventually("the reconnect is logged", async || {
-        (lines(service.log(), "Redis is connected") == 2).then_some(())
-    })
-    .await;
+    let lines = |log: Vec<String>, part: &str| log.iter().filter(|line| line.contains(part)).count();
+    eventually("the reconnect is logged", async || (lines(service.log(), "Redis is connected") == 2).then_some(()))
+        .await;
     visitor.view(&service, "/").await;
     let log = service.stop();
     assert_eq!(lines(log.clone(), "Redis is lost"), 1, "{log:#?}");
@@ -73,11 +56,7 @@ async fn a_start_without_redis_is_logged_once() {
     let service = Service::start([]);
     Visitor::new().view(&service, "/").await;
     let log = service.log();
-    assert_eq!(
-        log.iter().filter(|line| line.contains("REDIS_URL")).count(),
-        1,
-        "{log:#?}"
-    );
+    assert_eq!(log.iter().filter(|line| line.contains("REDIS_URL")).count(), 1, "{log:#?}");
 }
 
 /// Parses the log and asserts that each line has the fields of Cloud Logging.
@@ -89,16 +68,10 @@ fn entries(service: &Service) -> Vec<Value> {
         .collect();
     for entry in &entries {
         let severity = entry["severity"].as_str().unwrap();
-        assert!(
-            ["DEBUG", "INFO", "WARNING", "ERROR"].contains(&severity),
-            "{entry}"
-        );
+        assert!(["DEBUG", "INFO", "WARNING", "ERROR"].contains(&severity), "{entry}");
         assert!(entry["message"].is_string(), "{entry}");
         let time = entry["time"].as_str().unwrap();
-        assert!(
-            time.len() > 20 && time.contains('T') && time.ends_with('Z'),
-            "{entry}"
-        );
+        assert!(time.len() > 20 && time.contains('T') && time.ends_with('Z'), "{entry}");
     }
     entries
 }
@@ -122,18 +95,12 @@ async fn on_cloud_run_lines_are_json_with_the_trace() {
         ("x-other", &traceparent, false),
         ("traceparent", "00", false),
         ("traceparent", "00-4bf9-00f067aa0ba902b7-01", false),
-        (
-            "x-cloud-trace-context",
-            "4bf92f3577b34da6a3ce929d0e0e473\"/1",
-            false,
-        ),
+        ("x-cloud-trace-context", "4bf92f3577b34da6a3ce929d0e0e473\"/1", false),
         ("x-cloud-trace-context", "", false),
     ];
     for (index, (name, value, has_trace)) in cases.into_iter().enumerate() {
         let mut visitor = Visitor::new();
-        visitor
-            .headers
-            .insert(name, HeaderValue::from_str(value).unwrap());
+        visitor.headers.insert(name, HeaderValue::from_str(value).unwrap());
         assert_eq!(visitor.view(&service, "/").await.status, 503);
         let warning = eventually("the warning", async || {
             let mut warnings = entries(&service).into_iter();
@@ -149,11 +116,7 @@ async fn on_cloud_run_lines_are_json_with_the_trace() {
         assert_eq!(trace, has_trace.then_some(&expected), "{name}: {value}");
     }
     // A line that is logged outside a request has no trace.
-    assert!(
-        entries(&service)[0]
-            .get("logging.googleapis.com/trace")
-            .is_none()
-    );
+    assert!(entries(&service)[0].get("logging.googleapis.com/trace").is_none());
 }
 
 /// Logs at the most verbose level. With `unknown_command`, Redis does not know that command, and its
@@ -165,15 +128,9 @@ async fn assert_no_secret_is_logged(unknown_command: Option<&str>) {
     };
     let redis = Redis::start_with(options);
     let service = Service::start([
-        (
-            "REDIS_URL",
-            format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port).as_str(),
-        ),
+        ("REDIS_URL", format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port).as_str()),
         ("SESSION_SECRET", SECRET),
-        (
-            "RUST_LOG",
-            "trace,tower_sessions=trace,tower_sessions_core=trace",
-        ),
+        ("RUST_LOG", "trace,tower_sessions=trace,tower_sessions_core=trace"),
     ]);
     let mut secrets = vec![SECRET.to_owned(), PASSWORD.to_owned()];
     let mut visitor = Visitor::new();
@@ -192,10 +149,7 @@ async fn assert_no_secret_is_logged(unknown_command: Option<&str>) {
     let log = service.stop();
     assert!(log.iter().any(|line| line.contains("WARN")), "{log:#?}");
     if let Some(command) = unknown_command {
-        assert!(
-            log.iter().any(|line| line.contains(command)),
-            "no {command} in {log:#?}"
-        );
+        assert!(log.iter().any(|line| line.contains(command)), "no {command} in {log:#?}");
     }
     for line in &log {
         let leaked = secrets.iter().find(|secret| line.contains(secret.as_str()));
@@ -210,8 +164,5 @@ async fn no_secret_is_logged() {
 
 #[tokio::test]
 async fn no_secret_in_an_error_reply_is_logged() {
-    join!(
-        assert_no_secret_is_logged(Some("EVALSHA")),
-        assert_no_secret_is_logged(Some("AUTH")),
-    );
+    join!(assert_no_secret_is_logged(Some("EVALSHA")), assert_no_secret_is_logged(Some("AUTH")),);
 }

@@ -39,11 +39,7 @@ enum Event {
 
 fn view() -> impl Strategy<Value = View> {
     let view = (0..VISITORS, 0..PATHS.len(), 0..INSTANCES);
-    view.prop_map(|(visitor, path, instance)| View {
-        visitor,
-        path,
-        instance,
-    })
+    view.prop_map(|(visitor, path, instance)| View { visitor, path, instance })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -74,13 +70,7 @@ impl World {
         let redis = Redis::start();
         let proxy = Proxy::start(&redis).await;
         let services = (0..INSTANCES).map(|_| start(&proxy)).collect();
-        Self {
-            redis,
-            proxy,
-            services,
-            visitors: vec![Visitor::new(); VISITORS],
-            sessions: vec![None; VISITORS],
-        }
+        Self { redis, proxy, services, visitors: vec![Visitor::new(); VISITORS], sessions: vec![None; VISITORS] }
     }
 
     async fn apply(&mut self, event: Event) {
@@ -105,28 +95,15 @@ impl World {
         }
     }
 
-    async fn view(
-        &mut self,
-        View {
-            visitor,
-            path,
-            instance,
-        }: View,
-    ) {
+    async fn view(&mut self, View { visitor, path, instance }: View) {
         let old = self.visitors[visitor].cookie.clone();
-        let count = self.visitors[visitor]
-            .count(&self.services[instance], PATHS[path])
-            .await;
+        let count = self.visitors[visitor].count(&self.services[instance], PATHS[path]).await;
         let is_new = self.sessions[visitor].is_none();
         let session = self.sessions[visitor].get_or_insert_default();
         let expected = session.entry(path).or_default();
         *expected += 1;
         assert_eq!(count, *expected, "view of {}", PATHS[path]);
-        assert_eq!(
-            self.visitors[visitor].cookie != old,
-            is_new,
-            "session replaced, or not"
-        );
+        assert_eq!(self.visitors[visitor].cookie != old, is_new, "session replaced, or not");
     }
 
     async fn view_concurrently(&mut self, views: Vec<View>, cuts: u8) {
@@ -138,9 +115,7 @@ impl World {
         }
         let asked = views.iter().map(async |view| {
             let mut visitor = self.visitors[view.visitor].clone();
-            let count = visitor
-                .count(&self.services[view.instance], PATHS[view.path])
-                .await;
+            let count = visitor.count(&self.services[view.instance], PATHS[view.path]).await;
             ((view.visitor, view.path), count)
         });
         let cut = async {
@@ -171,12 +146,7 @@ fn start(proxy: &Proxy) -> Service {
 
 #[test]
 fn the_service_behaves_like_the_model() {
-    let config = Config {
-        cases: 50,
-        failure_persistence: None,
-        max_shrink_iters: 200,
-        ..Config::default()
-    };
+    let config = Config { cases: 50, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let runtime = Runtime::new().unwrap();
     let outcome = TestRunner::new(config).run(&vec(event(), 1..40), |events| {
         let case = async {

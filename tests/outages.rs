@@ -11,9 +11,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use tokio::net::TcpListener;
 
-use crate::common::{
-    Answer, BROWSER, Proxy, Redis, Service, TIMEOUT, Visitor, eventually, free_port, signal,
-};
+use crate::common::{Answer, BROWSER, Proxy, Redis, Service, TIMEOUT, Visitor, eventually, free_port, signal};
 
 /// Every view is answered by then.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -64,10 +62,7 @@ async fn assert_unavailable(service: &Service, returning: &Visitor) {
     }
     let begin = Instant::now();
     let ready = Visitor::new().view(service, "/health/ready").await;
-    assert_eq!(
-        (ready.status, ready.body.as_str()),
-        (503, "the store does not answer")
-    );
+    assert_eq!((ready.status, ready.body.as_str()), (503, "the store does not answer"));
     slowest = slowest.max(begin.elapsed());
     assert!(slowest < DEADLINE, "a response took {slowest:?}");
     println!("{}: 503 within {slowest:?}", test_name());
@@ -76,23 +71,14 @@ async fn assert_unavailable(service: &Service, returning: &Visitor) {
 }
 
 /// Views `/` until the response is a page instead of a 503, which must happen in time.
-async fn recovers(
-    service: &Service,
-    visitor: &mut Visitor,
-    since: Instant,
-    promise: Duration,
-) -> Answer {
+async fn recovers(service: &Service, visitor: &mut Visitor, since: Instant, promise: Duration) -> Answer {
     let answer = eventually("the page", async || {
         let answer = visitor.view(service, "/").await;
         assert!([200, 503].contains(&answer.status), "{answer:?}");
         (answer.status == 200).then_some(answer)
     })
     .await;
-    assert!(
-        since.elapsed() < promise,
-        "recovered after {:?}",
-        since.elapsed()
-    );
+    assert!(since.elapsed() < promise, "recovered after {:?}", since.elapsed());
     println!("{}: recovered after {:?}", test_name(), since.elapsed());
     answer
 }
@@ -111,11 +97,7 @@ fn assert_logged_once(log: &[String], outage: &str) {
     assert_eq!(count_lines(log, outage), 1, "{outage}: {log:#?}");
     assert_eq!(count_lines(log, "WARN"), 1, "{log:#?}");
     let connected = if outage == "cannot be reached" { 1 } else { 2 };
-    assert_eq!(
-        count_lines(log, "Redis is connected"),
-        connected,
-        "{log:#?}"
-    );
+    assert_eq!(count_lines(log, "Redis is connected"), connected, "{log:#?}");
 }
 
 #[tokio::test]
@@ -126,12 +108,7 @@ async fn redis_is_unreachable_at_the_start() {
     let redis = Redis::start_on(port);
     let since = Instant::now();
     let mut visitor = Visitor::new();
-    assert_eq!(
-        recovers(&service, &mut visitor, since, RECOVERY)
-            .await
-            .count(),
-        1
-    );
+    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 1);
     assert_eq!(visitor.view(&service, "/health/ready").await.status, 200);
     let keys = redis.keys();
     assert_eq!(keys.len(), 1, "a 503 created a session: {keys:#?}");
@@ -153,12 +130,7 @@ async fn redis_is_killed_and_returns_empty() {
     let _redis = Redis::start_on(port);
     let since = Instant::now();
     // The data is lost, so the visitor gets a new session, not an error.
-    assert_eq!(
-        recovers(&service, &mut visitor, since, RECOVERY)
-            .await
-            .count(),
-        1
-    );
+    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 1);
     assert_ne!(visitor.cookie, old);
     assert_eq!(visitor.count(&service, "/").await, 2);
     assert_logged_once(&service.stop(), "Redis is lost");
@@ -183,9 +155,7 @@ async fn redis_is_frozen() {
     signal(redis.id(), "CONT");
     recovers(&service, &mut visitor, Instant::now(), RECOVERY).await;
     let log = service.stop();
-    let without_cause = log
-        .iter()
-        .find(|line| line.contains("no answer within 2.5s"));
+    let without_cause = log.iter().find(|line| line.contains("no answer within 2.5s"));
     assert_eq!(without_cause, None, "{log:#?}");
 }
 
@@ -235,11 +205,7 @@ async fn redis_is_frozen_under_800_requests() {
     let view_all = async |visitor: &Visitor| {
         let views = (0..REQUESTS).map(async |n| {
             // One in four is a new visitor.
-            let mut visitor = if n % 4 == 0 {
-                Visitor::sharing_connections(visitor)
-            } else {
-                visitor.clone()
-            };
+            let mut visitor = if n % 4 == 0 { Visitor::sharing_connections(visitor) } else { visitor.clone() };
             let begin = Instant::now();
             let answer = visitor.view(&service, "/").await;
             (answer.status, begin.elapsed())
@@ -254,14 +220,8 @@ async fn redis_is_frozen_under_800_requests() {
         let answers = view_all(&visitor).await;
         let slowest = answers.iter().map(|(_, elapsed)| elapsed).max().unwrap();
         println!("{}: 503 within {slowest:?}", test_name());
-        assert!(
-            answers.iter().all(|(status, _)| *status == 503),
-            "round {round}"
-        );
-        assert!(
-            *slowest < DEADLINE,
-            "round {round}: a response took {slowest:?}"
-        );
+        assert!(answers.iter().all(|(status, _)| *status == 503), "round {round}");
+        assert!(*slowest < DEADLINE, "round {round}: a response took {slowest:?}");
         bytes.push(memory(&service));
     }
     signal(redis.id(), "CONT");
@@ -269,15 +229,8 @@ async fn redis_is_frozen_under_800_requests() {
     recovers(&service, &mut visitor, since, FULL_RECOVERY).await;
     let answers = view_all(&visitor).await;
     assert!(answers.iter().all(|(status, _)| *status == 200));
-    assert!(
-        since.elapsed() < FULL_RECOVERY,
-        "all views are counted after {:?}",
-        since.elapsed()
-    );
-    println!(
-        "{}: bytes before, and after each round: {bytes:?}",
-        test_name()
-    );
+    assert!(since.elapsed() < FULL_RECOVERY, "all views are counted after {:?}", since.elapsed());
+    println!("{}: bytes before, and after each round: {bytes:?}", test_name());
     assert!(bytes[3].saturating_sub(bytes[0]) < 20_000_000, "{bytes:?}");
     let grown = bytes[3].saturating_sub(bytes[1]);
     assert!(grown < 1_000_000, "memory grows with each round: {bytes:?}");
@@ -353,20 +306,13 @@ async fn the_password_of_redis_changes() {
     let mut visitor = Visitor::new();
     assert_eq!(visitor.count(&service, "/").await, 1);
     redis.cli(&["CONFIG", "SET", "requirepass", "another"]);
-    redis.cli_options = ["--no-auth-warning", "-a", "another"]
-        .map(str::to_owned)
-        .into();
+    redis.cli_options = ["--no-auth-warning", "-a", "another"].map(str::to_owned).into();
     redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
     // The password was accepted once, so the program keeps trying instead of exiting, and logs why.
     assert_unavailable(&service, &visitor).await;
     redis.cli(&["CONFIG", "SET", "requirepass", ""]);
     let since = Instant::now();
-    assert_eq!(
-        recovers(&service, &mut visitor, since, RECOVERY)
-            .await
-            .count(),
-        2
-    );
+    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "NOAUTH"), 1, "{log:#?}");
     assert_eq!(count_lines(&log, "WARN"), 2, "{log:#?}");
@@ -383,12 +329,7 @@ async fn redis_becomes_a_replica_and_a_primary_again() {
     assert_unavailable(&service, &visitor).await;
     redis.cli(&["REPLICAOF", "NO", "ONE"]);
     let since = Instant::now();
-    assert_eq!(
-        recovers(&service, &mut visitor, since, RECOVERY)
-            .await
-            .count(),
-        2
-    );
+    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "READONLY"), 1, "{log:#?}");
     assert_logged_once(&log, "Redis is lost");
@@ -402,10 +343,7 @@ async fn the_host_name_moves_to_another_redis() {
     let mut visitor = Visitor::new();
     assert_eq!(visitor.count(&service, "/").await, 1);
     new.cli(&["REPLICAOF", "127.0.0.1", &old.port.to_string()]);
-    eventually("the session is replicated", async || {
-        (new.keys() == old.keys()).then_some(())
-    })
-    .await;
+    eventually("the session is replicated", async || (new.keys() == old.keys()).then_some(())).await;
     new.cli(&["REPLICAOF", "NO", "ONE"]);
     // The old Redis stays connected, but refuses writes.
     old.cli(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
@@ -422,23 +360,12 @@ async fn redis_is_loading() {
     redis.cli(&["EVAL", fill, "0"]);
     redis.cli(&["SAVE"]);
     let redis = redis.restart_with(&["--key-load-delay", "100000"]);
-    eventually("Redis is loading", async || {
-        redis.cli(&["PING"]).contains("LOADING").then_some(())
-    })
-    .await;
+    eventually("Redis is loading", async || redis.cli(&["PING"]).contains("LOADING").then_some(())).await;
     let service = Service::on(&redis);
     assert_unavailable(&service, &Visitor::new()).await;
     let mut visitor = Visitor::new();
-    eventually("Redis has loaded its data", async || {
-        redis.cli(&["PING"]).contains("PONG").then_some(())
-    })
-    .await;
-    assert_eq!(
-        recovers(&service, &mut visitor, Instant::now(), RECOVERY)
-            .await
-            .count(),
-        1
-    );
+    eventually("Redis has loaded its data", async || redis.cli(&["PING"]).contains("PONG").then_some(())).await;
+    assert_eq!(recovers(&service, &mut visitor, Instant::now(), RECOVERY).await.count(), 1);
     let log = service.stop();
     assert_eq!(count_lines(&log, "LOADING"), 1, "{log:#?}");
     assert_logged_once(&log, "cannot be reached");
@@ -454,20 +381,12 @@ async fn connecting_is_retried_with_backoff_forever() {
     let service = Service::start([("REDIS_URL", url.as_str())]);
     let mut attempts = Vec::new();
     while begin.elapsed() < Duration::from_secs(12) {
-        drop(
-            tokio::time::timeout(TIMEOUT, listener.accept())
-                .await
-                .expect("another attempt"),
-        );
+        drop(tokio::time::timeout(TIMEOUT, listener.accept()).await.expect("another attempt"));
         attempts.push(Instant::now());
     }
     let pauses: Vec<_> = attempts.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(pauses[0] < Duration::from_millis(100), "{pauses:?}");
-    assert!(
-        (20..60).contains(&pauses.len()),
-        "{} attempts: {pauses:?}",
-        pauses.len()
-    );
+    assert!((20..60).contains(&pauses.len()), "{} attempts: {pauses:?}", pauses.len());
     let last = &pauses[pauses.len() - 8..];
     // Plus the delay that other tests on this machine cause.
     let longest = MAX_BACKOFF + Duration::from_millis(200);

@@ -62,10 +62,7 @@ async fn begin(session: Session) -> Result<String, Error> {
 }
 
 /// Changes the session's id and keeps its data, as a login can do.
-async fn cycle(
-    session: Session,
-    Extension(ViewCount(count)): Extension<ViewCount>,
-) -> Result<String, Error> {
+async fn cycle(session: Session, Extension(ViewCount(count)): Extension<ViewCount>) -> Result<String, Error> {
     session.cycle_id().await?;
     Ok(format!("you viewed this page {count} times"))
 }
@@ -97,19 +94,12 @@ async fn serve(settings: &[&str]) -> u16 {
         .route("/keep/{index}", counted(get(keep), &store, &config))
         .route("/kept", counted(get(kept), &store, &config))
         .route("/number", counted(get(number), &store, &config))
-        .route(
-            "/begin",
-            get(begin).route_layer(session::layer(&store, &config)),
-        )
+        .route("/begin", get(begin).route_layer(session::layer(&store, &config)))
         .route("/cycle", counted(get(cycle), &store, &config))
         .route("/leave", counted(get(leave), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    tokio::spawn(server::serve(
-        listener,
-        app::service(routes),
-        std::future::pending(),
-    ));
+    tokio::spawn(server::serve(listener, app::service(routes), std::future::pending()));
     port
 }
 
@@ -124,17 +114,9 @@ async fn assert_data_and_counts(service: u16, first_is_kept: bool) {
         }
         for _ in 0..3 {
             roots += 1;
-            assert_eq!(
-                visitor.count(&service, "/").await,
-                roots,
-                "with the value {value}"
-            );
+            assert_eq!(visitor.count(&service, "/").await, roots, "with the value {value}");
             keeps += 1;
-            assert_eq!(
-                visitor.count(&service, &keep).await,
-                keeps,
-                "with the value {value}"
-            );
+            assert_eq!(visitor.count(&service, &keep).await, keeps, "with the value {value}");
             let kept = visitor.view(&service, "/kept").await;
             assert_eq!(kept.body, value.to_string());
         }
@@ -212,16 +194,9 @@ async fn a_new_id_restarts_the_counts_and_keeps_the_data() {
             let old = visitor.cookie.clone();
             visitor.view(&service, "/cycle").await;
             assert_ne!(visitor.cookie, old);
-            assert_eq!(
-                visitor.view(&service, "/kept").await.body,
-                values()[0].to_string()
-            );
+            assert_eq!(visitor.view(&service, "/kept").await.body, values()[0].to_string());
             for path in ["/", "/keep/0"] {
-                assert_eq!(
-                    visitor.count(&service, path).await,
-                    1,
-                    "{path} after {first}"
-                );
+                assert_eq!(visitor.count(&service, path).await, 1, "{path} after {first}");
             }
         }
     }

@@ -22,18 +22,12 @@ async fn on_both(test: impl AsyncFn(&Service, Option<&Redis>)) {
 async fn views_are_counted_per_page_and_visitor() {
     on_both(async |service, _| {
         let (mut ada, mut bob) = (Visitor::new(), Visitor::new());
-        let paths = [
-            "/foo", "/foo", "/", "/bar", "/", "/foo?a=1", "/foo?b#c", "/bar?", "/",
-        ];
+        let paths = ["/foo", "/foo", "/", "/bar", "/", "/foo?a=1", "/foo?b#c", "/bar?", "/"];
         let mut seen = Vec::new();
         for path in paths {
             seen.push(ada.count(service, path).await);
         }
-        assert_eq!(
-            seen,
-            [1, 2, 1, 1, 2, 3, 4, 2, 3],
-            "Ada's views of {paths:?}"
-        );
+        assert_eq!(seen, [1, 2, 1, 1, 2, 3, 4, 2, 3], "Ada's views of {paths:?}");
         assert_eq!(bob.count(service, "/foo").await, 1);
         assert_eq!(bob.count(service, "/").await, 1);
     })
@@ -44,14 +38,9 @@ async fn views_are_counted_per_page_and_visitor() {
 async fn plain_text_is_only_the_sentence() {
     on_both(async |service, _| {
         for accept in ["*/*", "", "application/json"] {
-            let answer = Visitor::new()
-                .request(Method::GET, service, "/", accept)
-                .await;
+            let answer = Visitor::new().request(Method::GET, service, "/", accept).await;
             assert_eq!(answer.body, "you viewed this page 1 times");
-            assert_eq!(
-                answer.header("content-type"),
-                Some("text/plain; charset=utf-8")
-            );
+            assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
         }
     })
     .await;
@@ -60,20 +49,10 @@ async fn plain_text_is_only_the_sentence() {
 #[tokio::test]
 async fn a_browser_gets_html_with_links() {
     on_both(async |service, _| {
-        let answer = Visitor::new()
-            .request(Method::GET, service, "/foo", BROWSER)
-            .await;
+        let answer = Visitor::new().request(Method::GET, service, "/foo", BROWSER).await;
         assert_eq!(answer.count(), 1);
-        assert_eq!(
-            answer.header("content-type"),
-            Some("text/html; charset=utf-8")
-        );
-        for part in [
-            "<!doctype html>",
-            "href=\"/\"",
-            "href=\"/foo\"",
-            "href=\"/bar\"",
-        ] {
+        assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+        for part in ["<!doctype html>", "href=\"/\"", "href=\"/foo\"", "href=\"/bar\""] {
             assert!(answer.body.contains(part), "no {part} in {}", answer.body);
         }
     })
@@ -85,19 +64,9 @@ async fn no_response_of_a_page_may_be_cached() {
     on_both(async |service, _| {
         for method in [Method::GET, Method::HEAD, Method::POST] {
             for accept in ["*/*", BROWSER] {
-                let answer = Visitor::new()
-                    .request(method.clone(), service, "/bar", accept)
-                    .await;
-                assert_eq!(
-                    answer.header("cache-control"),
-                    Some("no-store"),
-                    "{method} {answer:?}"
-                );
-                assert_eq!(
-                    answer.header("vary"),
-                    Some("Accept, Cookie"),
-                    "{method} {answer:?}"
-                );
+                let answer = Visitor::new().request(method.clone(), service, "/bar", accept).await;
+                assert_eq!(answer.header("cache-control"), Some("no-store"), "{method} {answer:?}");
+                assert_eq!(answer.header("vary"), Some("Accept, Cookie"), "{method} {answer:?}");
             }
         }
     })
@@ -108,10 +77,7 @@ async fn no_response_of_a_page_may_be_cached() {
 async fn head_is_answered_and_not_counted() {
     on_both(async |service, redis| {
         let mut visitor = Visitor::new();
-        for (accept, content_type) in [
-            ("*/*", "text/plain; charset=utf-8"),
-            (BROWSER, "text/html; charset=utf-8"),
-        ] {
+        for (accept, content_type) in [("*/*", "text/plain; charset=utf-8"), (BROWSER, "text/html; charset=utf-8")] {
             let head = visitor.request(Method::HEAD, service, "/", accept).await;
             assert_eq!(head.status, 200);
             assert_eq!(head.header("content-type"), Some(content_type));
@@ -158,9 +124,7 @@ async fn other_methods_are_refused() {
     on_both(async |service, redis| {
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
-            let answer = Visitor::new()
-                .request(method.clone(), service, "/foo", "*/*")
-                .await;
+            let answer = Visitor::new().request(method.clone(), service, "/foo", "*/*").await;
             assert_eq!(answer.status, 405, "{method}");
             assert_eq!(answer.header("allow"), Some("GET,HEAD"), "{method}");
             assert_eq!(answer.cookie(), None, "{method}");
@@ -177,15 +141,7 @@ async fn an_unknown_path_stores_nothing() {
         visitor.view(service, "/").await;
         let keys = redis.map(Redis::keys);
         let tries = (0..300).map(|n| format!("/{n}"));
-        let others = [
-            "/favicon.ico",
-            "/foo/",
-            "//",
-            "/FOO",
-            "/%66oo",
-            "/foo/bar",
-            "/health",
-        ];
+        let others = ["/favicon.ico", "/foo/", "//", "/FOO", "/%66oo", "/foo/bar", "/health"];
         for path in tries.chain(others.map(str::to_owned)) {
             // As a new visitor, and as one with a session.
             for mut visitor in [Visitor::new(), visitor.clone()] {
@@ -203,22 +159,12 @@ async fn an_unknown_path_stores_nothing() {
 #[tokio::test]
 async fn an_unknown_path_gets_text_or_html() {
     let service = Service::start([]);
-    let text = Visitor::new()
-        .request(Method::GET, &service, "/x", "*/*")
-        .await;
+    let text = Visitor::new().request(Method::GET, &service, "/x", "*/*").await;
     assert_eq!(text.body, "there is no page here");
-    let page = Visitor::new()
-        .request(Method::GET, &service, "/<x>", BROWSER)
-        .await;
-    assert_eq!(
-        page.header("content-type"),
-        Some("text/html; charset=utf-8")
-    );
+    let page = Visitor::new().request(Method::GET, &service, "/<x>", BROWSER).await;
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
     assert!(page.body.contains("there is no page here"), "{page:?}");
-    assert!(
-        !page.body.contains("<x>"),
-        "the path is not escaped: {page:?}"
-    );
+    assert!(!page.body.contains("<x>"), "the path is not escaped: {page:?}");
 }
 
 #[tokio::test]
@@ -237,16 +183,8 @@ async fn health_checks_create_no_session() {
 async fn all_responses(accept: &str) -> Vec<(&'static str, Answer)> {
     let redis = Redis::start();
     let service = Service::on(&redis);
-    let get = async |path| {
-        Visitor::new()
-            .request(Method::GET, &service, path, accept)
-            .await
-    };
-    let other = async |method| {
-        Visitor::new()
-            .request(method, &service, "/foo", accept)
-            .await
-    };
+    let get = async |path| Visitor::new().request(Method::GET, &service, path, accept).await;
+    let other = async |method| Visitor::new().request(method, &service, "/foo", accept).await;
     let mut prefetch = Visitor::new();
     prefetch.headers = purpose("prefetch");
     let mut answers = vec![
@@ -254,10 +192,7 @@ async fn all_responses(accept: &str) -> Vec<(&'static str, Answer)> {
         ("a HEAD", other(Method::HEAD).await),
         ("a 404", get("/unknown").await),
         ("a 405", other(Method::POST).await),
-        (
-            "a prefetch",
-            prefetch.request(Method::GET, &service, "/", accept).await,
-        ),
+        ("a prefetch", prefetch.request(Method::GET, &service, "/", accept).await),
     ];
     redis.expect_ok(&["CONFIG", "SET", "maxmemory", "1"]);
     answers.push(("a 503", get("/foo").await));
@@ -268,10 +203,7 @@ async fn all_responses(accept: &str) -> Vec<(&'static str, Answer)> {
 }
 
 fn purpose(value: &'static str) -> HeaderMap {
-    HeaderMap::from_iter([(
-        "sec-purpose".parse().unwrap(),
-        HeaderValue::from_static(value),
-    )])
+    HeaderMap::from_iter([("sec-purpose".parse().unwrap(), HeaderValue::from_static(value))])
 }
 
 #[tokio::test]
@@ -289,10 +221,7 @@ async fn the_headers_restrict_the_browser_to_showing_the_page() {
                 _ => panic!("{what}: {directive}"),
             }
         }
-        assert!(
-            policy.contains("frame-ancestors 'none'"),
-            "{what}: {policy}"
-        );
+        assert!(policy.contains("frame-ancestors 'none'"), "{what}: {policy}");
         for (name, value) in [
             ("content-type", "text/html; charset=utf-8"),
             ("x-content-type-options", "nosniff"),
@@ -321,22 +250,11 @@ async fn a_page_is_small_and_self_contained() {
         let page = answer.body;
         println!("{what} has {} bytes", page.len());
         assert!(page.len() <= BOUND, "{what} has {} bytes", page.len());
-        for foreign in [
-            "<script",
-            "@import",
-            "url(",
-            "src=",
-            "href=\"http",
-            "href=\"//",
-        ] {
+        for foreign in ["<script", "@import", "url(", "src=", "href=\"http", "href=\"//"] {
             assert!(!page.contains(foreign), "{foreign} in {what}: {page}");
         }
         if what != "a HEAD" {
-            for part in [
-                "<html lang=\"en\">",
-                "name=\"viewport\"",
-                "href=\"data:image/",
-            ] {
+            for part in ["<html lang=\"en\">", "name=\"viewport\"", "href=\"data:image/"] {
                 assert!(page.contains(part), "no {part} in {what}: {page}");
             }
         }
@@ -360,12 +278,7 @@ async fn a_prefetch_is_not_a_view() {
         let mut visitor = Visitor::new();
         visitor.view(service, "/").await;
         let keys = redis.map(Redis::keys);
-        for value in [
-            "prefetch",
-            "prefetch;prerender",
-            "prefetch; anonymous-client-ip",
-            "prefetch;prerender;preview",
-        ] {
+        for value in ["prefetch", "prefetch;prerender", "prefetch; anonymous-client-ip", "prefetch;prerender;preview"] {
             // As a new visitor, and as one with a session.
             for mut visitor in [Visitor::new(), visitor.clone()] {
                 visitor.headers = purpose(value);

@@ -13,10 +13,7 @@ const MAX_BYTES: usize = 60_000;
 #[ignore = "writes docs/pictures"]
 async fn pictures() {
     let redis = Redis::start();
-    let service = Service::start([
-        ("REDIS_URL", redis.url().as_str()),
-        ("K_REVISION", "sessions-00007-kit"),
-    ]);
+    let service = Service::start([("REDIS_URL", redis.url().as_str()), ("K_REVISION", "sessions-00007-kit")]);
     let browser = Browser::start().await;
     fs::create_dir_all(PICTURES).unwrap();
     for (scheme, name) in [(Scheme::Light, "light"), (Scheme::Dark, "dark")] {

@@ -27,5 +27,6 @@ mod sentinel;
 mod sessions;
 mod settings;
 mod shutdown;
+mod simulation;
 mod timeouts;
 mod tls;

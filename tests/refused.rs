@@ -4,9 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{
-    Authority, Redis, Service, Visitor, eventually, free_port, program, run, sentinel,
-};
+use crate::common::{Authority, Redis, Service, Visitor, eventually, free_port, program, run, sentinel};
 
 /// The program exits by then.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -22,11 +20,7 @@ fn assert_exits(url: &str, certificates: Option<&str>, cause: &str) {
     let (code, stdout, stderr) = run(&mut program, 2 * DEADLINE);
     let output = format!("{url}, standard output:\n{stdout}standard error:\n{stderr}");
     assert_eq!(code, Some(1), "{output}");
-    assert!(
-        begin.elapsed() < DEADLINE,
-        "{:?}: {output}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < DEADLINE, "{:?}: {output}", begin.elapsed());
     assert_eq!(stderr.lines().count(), 1, "{output}");
     assert!(stderr.starts_with("REDIS_URL"), "{output}");
     assert!(stderr.contains(cause), "no {cause:?}: {output}");
@@ -59,14 +53,8 @@ fn a_wrong_password_over_tls() {
 #[test]
 fn a_wrong_password_in_a_cluster() {
     let bus = free_port().to_string();
-    let redis = Redis::start_with(&[
-        "--cluster-enabled",
-        "yes",
-        "--cluster-port",
-        &bus,
-        "--requirepass",
-        "the right one",
-    ]);
+    let redis =
+        Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--requirepass", "the right one"]);
     let url = format!("redis-cluster://:{MARK}@127.0.0.1:{}", redis.port);
     assert_exits(&url, None, "password");
 }
@@ -75,10 +63,7 @@ fn a_wrong_password_in_a_cluster() {
 fn a_wrong_password_behind_sentinel() {
     let redis = Redis::start_with(&["--requirepass", "the right one"]);
     let sentinel = sentinel(&redis);
-    let url = format!(
-        "redis-sentinel://:{MARK}@127.0.0.1:{}?sentinelServiceName=main",
-        sentinel.port
-    );
+    let url = format!("redis-sentinel://:{MARK}@127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     assert_exits(&url, None, "password");
 }
 

@@ -38,20 +38,12 @@ fn failing(command: &str, error: &str) -> String {
 async fn an_error_is_one_line_whatever_it_contains() {
     let redis = Redis::start();
     let (_, id) = session(&redis, &Service::on(&redis)).await;
-    for (command, error) in [
-        ("HINCRBY", "ERR a\\n41"),
-        ("GET", "41\\r\\n42"),
-        ("PTTL", "\\n1"),
-    ] {
+    for (command, error) in [("HINCRBY", "ERR a\\n41"), ("GET", "41\\r\\n42"), ("PTTL", "\\n1")] {
         let reply = count(&redis, &failing(command, error), "1", &id);
         let lines: Vec<_> = reply.lines().collect();
         assert_eq!(lines.len(), 2, "{command}: {reply:?}");
         assert!(lines[1].starts_with('-'), "{command}: {reply:?}");
-        assert_eq!(
-            redis.pttl(&format!("v:{{{id}}}")),
-            -2,
-            "{command}: views exist"
-        );
+        assert_eq!(redis.pttl(&format!("v:{{{id}}}")), -2, "{command}: views exist");
         redis.cli(&["DEL", "calls:test"]);
     }
 }
@@ -118,10 +110,7 @@ async fn a_record_that_cannot_be_unpacked_loses_no_view() {
     let (mut visitor, id) = session(&redis, &service).await;
     let record = format!("saved:{id}");
     redis.cli(&["COPY", &id, &record]);
-    for broken in [
-        &["SET", &id, "no record at all, whatever it is", "KEEPTTL"][..],
-        &["LPUSH", &id, "x"],
-    ] {
+    for broken in [&["SET", &id, "no record at all, whatever it is", "KEEPTTL"][..], &["LPUSH", &id, "x"]] {
         if broken[0] == "LPUSH" {
             redis.cli(&["DEL", &id]);
         }
@@ -129,11 +118,7 @@ async fn a_record_that_cannot_be_unpacked_loses_no_view() {
         // In one batch with views that are counted.
         proxy.close();
         let views = (0..10).map(async |n| {
-            let mut visitor = if n % 3 == 1 {
-                visitor.clone()
-            } else {
-                other.clone()
-            };
+            let mut visitor = if n % 3 == 1 { visitor.clone() } else { other.clone() };
             if n == 9 {
                 proxy.open();
             }

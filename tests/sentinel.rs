@@ -16,10 +16,7 @@ async fn credentials_are_sent_to_redis_not_to_sentinels() {
     let redis = Redis::start();
     redis.cli(&["ACL", "SETUSER", "ada", "on", ">hunter2", "~*", "+@all"]);
     let sentinel = sentinel(&redis);
-    let url = format!(
-        "redis-sentinel://ada:hunter2@127.0.0.1:{}?sentinelServiceName=main",
-        sentinel.port
-    );
+    let url = format!("redis-sentinel://ada:hunter2@127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     let service = Service::start([("REDIS_URL", url.as_str())]);
     let mut visitor = Visitor::new();
     for view in 1..=2 {
@@ -69,8 +66,5 @@ async fn a_primary_fails_under_load() {
     );
     // A Sentinel may name the failed primary for another second after the promotion.
     let announced = promotion.announced - promotion.done;
-    assert!(
-        back < announced + RECOVERY,
-        "{back:?} after the promotion, which was announced after {announced:?}"
-    );
+    assert!(back < announced + RECOVERY, "{back:?} after the promotion, which was announced after {announced:?}");
 }

@@ -15,11 +15,7 @@ async fn cookie_attributes(service: &Service) -> BTreeSet<String> {
     let answer = Visitor::new().view(service, "/").await;
     let cookie = answer.header("set-cookie").unwrap();
     let id = answer.cookie().unwrap();
-    cookie
-        .replace(&id, id.split('=').next().unwrap())
-        .split("; ")
-        .map(str::to_owned)
-        .collect()
+    cookie.replace(&id, id.split('=').next().unwrap()).split("; ").map(str::to_owned).collect()
 }
 
 #[tokio::test]
@@ -63,10 +59,7 @@ async fn assert_new_session(service: &Service, redis: Option<&Redis>, cookies: &
         if let Some(redis) = redis {
             let keys = redis.keys();
             assert!(keys.contains(&id), "{cookie}");
-            assert!(
-                keys.iter().all(|key| !cookie.contains(key.as_str())),
-                "{cookie}: {keys:?}"
-            );
+            assert!(keys.iter().all(|key| !cookie.contains(key.as_str())), "{cookie}: {keys:?}");
         }
         assert_eq!(visitor.count(service, "/").await, 2, "{cookie}");
     }
@@ -124,9 +117,7 @@ async fn a_signed_cookie_cannot_be_forged() {
     let signed = visitor.cookie.clone().unwrap();
     let id = session_id(&signed);
     let mut other = Visitor::new();
-    other
-        .view(&start("another secret of at least 32 characters"), "/")
-        .await;
+    other.view(&start("another secret of at least 32 characters"), "/").await;
     let cookies = [
         // A valid id without a signature.
         format!("id={id}"),
@@ -140,16 +131,9 @@ async fn a_signed_cookie_cannot_be_forged() {
     for cookie in &cookies {
         let answer = Visitor::with_cookie(cookie).view(&service, "/").await;
         assert_eq!(answer.count(), 1, "{cookie}");
-        assert!(
-            !cookie.contains(&session_id(&answer.cookie().unwrap())),
-            "{cookie}"
-        );
+        assert!(!cookie.contains(&session_id(&answer.cookie().unwrap())), "{cookie}");
     }
-    assert_eq!(
-        visitor.count(&service, "/").await,
-        4,
-        "a forged cookie was counted"
-    );
+    assert_eq!(visitor.count(&service, "/").await, 4, "a forged cookie was counted");
 }
 
 #[tokio::test]
@@ -161,18 +145,11 @@ async fn an_expired_session_has_ended_in_redis() {
         let mut visitor = Visitor::new();
         let begin = Instant::now();
         for view in 1..=views {
-            assert_eq!(
-                visitor.count(&service, "/").await,
-                view,
-                "{:?}",
-                begin.elapsed()
-            );
+            assert_eq!(visitor.count(&service, "/").await, view, "{:?}", begin.elapsed());
         }
         let old = visitor.cookie.clone().unwrap();
-        eventually("the record expires", async || {
-            (redis.cli(&["EXISTS", &session_id(&old)]) == "0").then_some(())
-        })
-        .await;
+        eventually("the record expires", async || (redis.cli(&["EXISTS", &session_id(&old)]) == "0").then_some(()))
+            .await;
         assert!(begin.elapsed() >= TTL, "ended after {:?}", begin.elapsed());
         assert_eq!(visitor.count(&service, "/").await, 1);
         assert_ne!(visitor.cookie.unwrap(), old);
@@ -190,12 +167,7 @@ async fn an_expired_session_has_ended_in_the_embedded_store() {
     while begin.elapsed() < TTL + TTL / 2 {
         tokio::time::sleep(TTL / 6).await;
         views += 1;
-        assert_eq!(
-            visitor.count(&service, "/").await,
-            views,
-            "{:?}",
-            begin.elapsed()
-        );
+        assert_eq!(visitor.count(&service, "/").await, views, "{:?}", begin.elapsed());
     }
     // The embedded store cannot be polled without a view, which would renew the session.
     tokio::time::sleep(TTL + Duration::from_millis(100)).await;

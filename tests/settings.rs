@@ -8,20 +8,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::common::{
-    Process, Redis, Service, TIMEOUT, Visitor, eventually, free_port, program, run,
-};
+use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, free_port, program, run};
 
 /// Part of every secret in this file.
 const MARK: &str = "hunter2";
 
-const VARIABLES: [&str; 5] = [
-    "PORT",
-    "REDIS_URL",
-    "SESSION_TTL",
-    "SESSION_SECRET",
-    "RUST_LOG",
-];
+const VARIABLES: [&str; 5] = ["PORT", "REDIS_URL", "SESSION_TTL", "SESSION_SECRET", "RUST_LOG"];
 
 /// Asserts that the program exits with one line that contains these parts.
 fn assert_refused(program: &mut Command, parts: &[&str]) {
@@ -36,7 +28,8 @@ fn assert_refused(program: &mut Command, parts: &[&str]) {
 
 #[test]
 fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
-    const URLS: &str = "redis://, rediss://, redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://";
+    const URLS: &str =
+        "redis://, rediss://, redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://";
     let long = MARK.repeat(10);
     let invalid: &[(&str, &str, &[&str])] = &[
         ("PORT", "", &["PORT", "0 to 65535"]),
@@ -47,112 +40,35 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
         ("SESSION_TTL", "-5", &["SESSION_TTL", "1 to 4294967295"]),
         ("SESSION_TTL", "1h", &["SESSION_TTL", "1 to 4294967295"]),
         ("SESSION_TTL", "1.5", &["SESSION_TTL", "1 to 4294967295"]),
-        (
-            "SESSION_TTL",
-            "4294967296",
-            &["SESSION_TTL", "1 to 4294967295"],
-        ),
-        (
-            "SESSION_SECRET",
-            "",
-            &["SESSION_SECRET", "0 characters", "32 or more"],
-        ),
-        (
-            "SESSION_SECRET",
-            "hunter2",
-            &["SESSION_SECRET", "7 characters", "32 or more"],
-        ),
+        ("SESSION_TTL", "4294967296", &["SESSION_TTL", "1 to 4294967295"]),
+        ("SESSION_SECRET", "", &["SESSION_SECRET", "0 characters", "32 or more"]),
+        ("SESSION_SECRET", "hunter2", &["SESSION_SECRET", "7 characters", "32 or more"]),
         // 30 characters in 60 bytes.
-        (
-            "SESSION_SECRET",
-            &"ä".repeat(30),
-            &["SESSION_SECRET", "30 characters", "32 or more"],
-        ),
+        ("SESSION_SECRET", &"ä".repeat(30), &["SESSION_SECRET", "30 characters", "32 or more"]),
         ("RUST_LOG", "", &["RUST_LOG", "no level", "info, debug"]),
         ("RUST_LOG", "loud", &["RUST_LOG", "no level", "info, debug"]),
-        (
-            "RUST_LOG",
-            "info,loud",
-            &["RUST_LOG", "no level", "info, debug"],
-        ),
-        (
-            "RUST_LOG",
-            "cloud_run_sessions=loud",
-            &["RUST_LOG", "info, debug"],
-        ),
+        ("RUST_LOG", "info,loud", &["RUST_LOG", "no level", "info, debug"]),
+        ("RUST_LOG", "cloud_run_sessions=loud", &["RUST_LOG", "info, debug"]),
         ("REDIS_URL", "", &["REDIS_URL", "scheme", URLS]),
         ("REDIS_URL", "hunter2", &["REDIS_URL", "scheme", URLS]),
         ("REDIS_URL", &long, &["REDIS_URL", "scheme", URLS]),
-        (
-            "REDIS_URL",
-            "localhost:6379",
-            &["REDIS_URL", "scheme", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "http://:hunter2@localhost",
-            &["REDIS_URL", "scheme", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis+unix://:hunter2@localhost/x",
-            &["REDIS_URL", "scheme", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "hunter2://localhost",
-            &["REDIS_URL", "scheme", URLS],
-        ),
+        ("REDIS_URL", "localhost:6379", &["REDIS_URL", "scheme", URLS]),
+        ("REDIS_URL", "http://:hunter2@localhost", &["REDIS_URL", "scheme", URLS]),
+        ("REDIS_URL", "redis+unix://:hunter2@localhost/x", &["REDIS_URL", "scheme", URLS]),
+        ("REDIS_URL", "hunter2://localhost", &["REDIS_URL", "scheme", URLS]),
         ("REDIS_URL", "redis://", &["REDIS_URL", "host", URLS]),
-        (
-            "REDIS_URL",
-            "redis://:hunter2@",
-            &["REDIS_URL", "host", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis://:hunter2@/1",
-            &["REDIS_URL", "host", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis://:hunter2@localhost:hunter2",
-            &["REDIS_URL", "port", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis://:hunter2@localhost:65536",
-            &["REDIS_URL", "port", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis://:hunter2@localhost/hunter2",
-            &["REDIS_URL", "malformed", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis://:hunter2@localhost/1/2",
-            &["REDIS_URL", "database", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis://:hunter2#@localhost",
-            &["REDIS_URL", "malformed", URLS],
-        ),
-        (
-            "REDIS_URL",
-            "redis://:hunter2%ff@localhost",
-            &["REDIS_URL", "malformed", URLS],
-        ),
+        ("REDIS_URL", "redis://:hunter2@", &["REDIS_URL", "host", URLS]),
+        ("REDIS_URL", "redis://:hunter2@/1", &["REDIS_URL", "host", URLS]),
+        ("REDIS_URL", "redis://:hunter2@localhost:hunter2", &["REDIS_URL", "port", URLS]),
+        ("REDIS_URL", "redis://:hunter2@localhost:65536", &["REDIS_URL", "port", URLS]),
+        ("REDIS_URL", "redis://:hunter2@localhost/hunter2", &["REDIS_URL", "malformed", URLS]),
+        ("REDIS_URL", "redis://:hunter2@localhost/1/2", &["REDIS_URL", "database", URLS]),
+        ("REDIS_URL", "redis://:hunter2#@localhost", &["REDIS_URL", "malformed", URLS]),
+        ("REDIS_URL", "redis://:hunter2%ff@localhost", &["REDIS_URL", "malformed", URLS]),
         (
             "REDIS_URL",
             "redis-sentinel://:hunter2@localhost",
-            &[
-                "REDIS_URL",
-                "sentinel service name",
-                "?sentinelServiceName=name",
-                URLS,
-            ],
+            &["REDIS_URL", "sentinel service name", "?sentinelServiceName=name", URLS],
         ),
     ];
     for (name, value, parts) in invalid {
@@ -160,24 +76,15 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
         let flag = format!("--{}={value}", name.to_lowercase().replace('_', "-"));
         assert_refused(program([]).arg(flag), parts);
     }
-    for name in VARIABLES
-        .into_iter()
-        .chain(["GOOGLE_CLOUD_PROJECT", "K_REVISION"])
-    {
-        assert_refused(
-            program([]).env(name, OsStr::from_bytes(b"hunter2\xff")),
-            &[name, "UTF-8"],
-        );
+    for name in VARIABLES.into_iter().chain(["GOOGLE_CLOUD_PROJECT", "K_REVISION"]) {
+        assert_refused(program([]).env(name, OsStr::from_bytes(b"hunter2\xff")), &[name, "UTF-8"]);
     }
 }
 
 #[test]
 fn an_invalid_flag_is_refused() {
     assert_refused(program([]).arg("--port"), &["--port", "--help"]);
-    assert_refused(
-        program([]).args(["--port=1", "--port=2"]),
-        &["--port", "--help"],
-    );
+    assert_refused(program([]).args(["--port=1", "--port=2"]), &["--port", "--help"]);
     for unknown in [
         "--prot=80",
         "redis://:hunter2@localhost",
@@ -193,10 +100,7 @@ fn an_invalid_flag_is_refused() {
 fn unreadable_certificates_are_named() {
     let url = "rediss://:hunter2@localhost";
     let settings = [("REDIS_URL", url), ("SSL_CERT_FILE", "/nonexistent")];
-    assert_refused(
-        &mut program(settings),
-        &["REDIS_URL", "TLS", "SSL_CERT_FILE"],
-    );
+    assert_refused(&mut program(settings), &["REDIS_URL", "TLS", "SSL_CERT_FILE"]);
 }
 
 #[test]
@@ -212,36 +116,24 @@ fn a_port_in_use_is_named() {
     let (code, _, stderr) = run(program([]).env("PORT", &port), TIMEOUT);
     assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(
-        stderr.contains("PORT") && stderr.contains(&port),
-        "{stderr}"
-    );
+    assert!(stderr.contains("PORT") && stderr.contains(&port), "{stderr}");
 }
 
 #[test]
 fn help_lists_the_settings_and_shows_no_secret() {
     let url = format!("redis://:{MARK}@localhost");
     let secret = MARK.repeat(10);
-    let secrets = [
-        ("REDIS_URL", url.as_str()),
-        ("SESSION_SECRET", secret.as_str()),
-    ];
+    let secrets = [("REDIS_URL", url.as_str()), ("SESSION_SECRET", secret.as_str())];
     for flag in ["--help", "-h"] {
         let (code, stdout, stderr) = run(program(secrets).arg(flag), TIMEOUT);
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
         assert!(!stdout.contains(MARK), "{stdout}");
         for name in VARIABLES {
             let flag = format!("--{} ", name.to_lowercase().replace('_', "-"));
-            assert!(
-                stdout.contains(&flag) && stdout.contains(name),
-                "no {name} in {stdout}"
-            );
+            assert!(stdout.contains(&flag) && stdout.contains(name), "no {name} in {stdout}");
         }
         for default in ["8080", "86400", "info"] {
-            assert!(
-                stdout.contains(&format!("[default: {default}]")),
-                "{stdout}"
-            );
+            assert!(stdout.contains(&format!("[default: {default}]")), "{stdout}");
         }
     }
 }
@@ -259,9 +151,7 @@ async fn a_flag_overrides_the_environment() {
     let mut program = program([("PORT", "1")]);
     let _process = Process::spawn(program.args(["--port", &port]).stdout(Stdio::null()));
     eventually("the program listens on the port", async || {
-        reqwest::get(format!("http://127.0.0.1:{port}/health/live"))
-            .await
-            .ok()
+        reqwest::get(format!("http://127.0.0.1:{port}/health/live")).await.ok()
     })
     .await;
 }
@@ -286,16 +176,7 @@ async fn the_shortest_and_the_longest_time_to_live_work() {
 async fn credentials_and_database_of_the_url_are_used() {
     let redis = Redis::start();
     // The password contains characters that must be escaped in a URL.
-    redis.cli(&[
-        "ACL",
-        "SETUSER",
-        "ada",
-        "on",
-        ">p@ss:word/",
-        "~*",
-        "&*",
-        "+@all",
-    ]);
+    redis.cli(&["ACL", "SETUSER", "ada", "on", ">p@ss:word/", "~*", "&*", "+@all"]);
     redis.cli(&["ACL", "SETUSER", "default", "off"]);
     let url = format!("redis://ada:p%40ss%3Aword%2F@localhost:{}/3", redis.port);
     let service = Service::start([("REDIS_URL", url.as_str())]);

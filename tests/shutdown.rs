@@ -27,12 +27,7 @@ fn read_answer(stream: &mut TcpStream, end: &str) -> String {
     let mut buffer = [0; 4096];
     while !String::from_utf8_lossy(&answer).ends_with(end) {
         let read = stream.read(&mut buffer).unwrap();
-        assert_ne!(
-            read,
-            0,
-            "closed after {:?}",
-            String::from_utf8_lossy(&answer)
-        );
+        assert_ne!(read, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
         answer.extend_from_slice(&buffer[..read]);
     }
     String::from_utf8(answer).unwrap()
@@ -69,17 +64,11 @@ async fn requests_in_flight_are_answered() {
         for stream in &mut streams {
             stream.write_all(VIEW).unwrap();
         }
-        eventually("the service has read all views", async || {
-            (unread(&service) == 0).then_some(())
-        })
-        .await;
+        eventually("the service has read all views", async || (unread(&service) == 0).then_some(())).await;
 
         let begin = Instant::now();
         service.signal(signal);
-        eventually("connections are refused", async || {
-            TcpStream::connect(("127.0.0.1", service.port)).err()
-        })
-        .await;
+        eventually("connections are refused", async || TcpStream::connect(("127.0.0.1", service.port)).err()).await;
         redis.cli(&["CLIENT", "UNPAUSE"]);
         for stream in &mut streams {
             let answer = read_answer(stream, "times");
@@ -136,26 +125,16 @@ async fn incomplete_requests_are_not_waited_for() {
         .collect();
     redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     view.write_all(VIEW).unwrap();
-    eventually("the service has read everything", async || {
-        (unread(&service) == 0).then_some(())
-    })
-    .await;
+    eventually("the service has read everything", async || (unread(&service) == 0).then_some(())).await;
     service.signal("TERM");
-    eventually("connections are refused", async || {
-        TcpStream::connect(("127.0.0.1", service.port)).err()
-    })
-    .await;
+    eventually("connections are refused", async || TcpStream::connect(("127.0.0.1", service.port)).err()).await;
     // Incomplete requests are dropped sooner than this; a complete one is still answered.
     tokio::time::sleep(Duration::from_millis(500)).await;
     redis.cli(&["CLIENT", "UNPAUSE"]);
     let begin = Instant::now();
     assert!(read_answer(&mut view, "times").starts_with("HTTP/1.1 200 OK"));
     assert_eq!(service.wait().code(), Some(0));
-    println!(
-        "{} incomplete requests: exit after {:?}",
-        incomplete.len(),
-        begin.elapsed()
-    );
+    println!("{} incomplete requests: exit after {:?}", incomplete.len(), begin.elapsed());
     assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
     let log = service.log();
     assert!(!log.iter().any(|line| line.contains("WARN")), "{log:#?}");

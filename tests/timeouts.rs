@@ -32,20 +32,10 @@ fn a_connection_without_a_complete_request_is_closed() {
                 let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
                 stream.set_read_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
                 stream.write_all(beginning).unwrap();
-                let end = stream
-                    .read_to_end(&mut Vec::new())
-                    .map_err(|error| error.kind());
+                let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
                 let beginning = String::from_utf8_lossy(beginning);
-                assert_ne!(
-                    end,
-                    Err(ErrorKind::WouldBlock),
-                    "{beginning:?} is still connected"
-                );
-                assert!(
-                    begin.elapsed() < DEADLINE,
-                    "{beginning:?}: {:?}",
-                    begin.elapsed()
-                );
+                assert_ne!(end, Err(ErrorKind::WouldBlock), "{beginning:?} is still connected");
+                assert!(begin.elapsed() < DEADLINE, "{beginning:?}: {:?}", begin.elapsed());
             });
         }
     });

@@ -12,10 +12,7 @@ async fn sessions_are_stored_in_redis_over_tls() {
     let authority = Authority::new();
     let redis = authority.redis("localhost", "hunter2");
     let url = format!("rediss://:hunter2@localhost:{}", redis.port);
-    let service = Service::start([
-        ("REDIS_URL", url.as_str()),
-        ("SSL_CERT_FILE", &authority.file()),
-    ]);
+    let service = Service::start([("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", &authority.file())]);
     let mut visitor = Visitor::new();
     for view in 1..=3 {
         assert_eq!(visitor.count(&service, "/foo").await, view);

@@ -82,9 +82,7 @@ struct Answer {
 
 /// Views a page on a persistent connection. Returns `None` if the response is not a page.
 fn view(stream: &mut TcpStream, path: &str, cookie: Option<&str>) -> Option<Answer> {
-    let cookie = cookie
-        .map(|cookie| format!("cookie: {cookie}\r\n"))
-        .unwrap_or_default();
+    let cookie = cookie.map(|cookie| format!("cookie: {cookie}\r\n")).unwrap_or_default();
     let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{cookie}\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut reader = BufReader::new(stream);
@@ -119,9 +117,7 @@ fn connect(server: &Server) -> TcpStream {
 
 fn number(answer: &Answer) -> u64 {
     let number = answer.body.split(' ').rev().nth(1);
-    number
-        .and_then(|number| number.parse().ok())
-        .unwrap_or_else(|| panic!("{}", answer.body))
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{}", answer.body))
 }
 
 /// Measures the seconds from exec to the first response.
@@ -130,9 +126,8 @@ pub fn first_answer(program: &Program, redis: &Redis) -> f64 {
     let begin = Instant::now();
     let server = program.launch(&url);
     loop {
-        let answer = TcpStream::connect(("127.0.0.1", server.port))
-            .ok()
-            .and_then(|mut stream| view(&mut stream, "/", None));
+        let answer =
+            TcpStream::connect(("127.0.0.1", server.port)).ok().and_then(|mut stream| view(&mut stream, "/", None));
         if answer.is_some() {
             return begin.elapsed().as_secs_f64();
         }
@@ -195,13 +190,7 @@ pub fn sessions(server: &Server, sessions: usize) -> Vec<String> {
 }
 
 /// One round of load.
-pub fn drive(
-    server: &Server,
-    redis: &Redis,
-    cookies: &[String],
-    connections: usize,
-    time: Duration,
-) -> Drive {
+pub fn drive(server: &Server, redis: &Redis, cookies: &[String], connections: usize, time: Duration) -> Drive {
     redis.commands();
     let (cpu, redis_cpu) = (server.cpu(), redis.cpu());
     let load = wrk::run(server.port, cookies, connections, time);
@@ -230,10 +219,7 @@ pub fn visit(server: &Server, redis: &Redis) -> f64 {
 /// Measures the latency of a view with a distant Redis.
 pub fn far(program: &Program, redis: &Redis, time: Duration) -> Far {
     let proxy = Proxy::start(redis.port, FAR);
-    let server = program.launch(&format!(
-        "redis://127.0.0.1:{}/{}",
-        proxy.port, *program as usize
-    ));
+    let server = program.launch(&format!("redis://127.0.0.1:{}/{}", proxy.port, *program as usize));
     while TcpStream::connect(("127.0.0.1", server.port)).is_err() {
         thread::sleep(Duration::from_millis(1));
     }
@@ -243,10 +229,7 @@ pub fn far(program: &Program, redis: &Redis, time: Duration) -> Far {
         let load = wrk::run(server.port, &cookies, connections, time);
         load.p50.as_secs_f64() / round_trip
     };
-    Far {
-        at_rest: in_round_trips(1),
-        in_flight: in_round_trips(64),
-    }
+    Far { at_rest: in_round_trips(1), in_flight: in_round_trips(64) }
 }
 
 /// The median time of a PING through the proxy, in seconds.

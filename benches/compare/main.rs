@@ -39,14 +39,11 @@ fn main() {
     }
     programs::prepare();
     let redis = Redis::start();
-    let mut all: Vec<_> = Program::ALL
-        .map(|program| (program, Figures::default()))
-        .into();
+    let mut all: Vec<_> = Program::ALL.map(|program| (program, Figures::default())).into();
 
     for (program, figures) in &mut all {
         println!("{program}: the first answer, views that overlap, bytes in Redis");
-        figures.first_answer =
-            figures::median((0..ROUNDS).map(|_| figures::first_answer(program, &redis)));
+        figures.first_answer = figures::median((0..ROUNDS).map(|_| figures::first_answer(program, &redis)));
         if program.has_sessions() {
             let server = program.start(&redis);
             figures.overlapping = Some(figures::overlapping(&server));
@@ -55,28 +52,16 @@ fn main() {
         }
     }
 
-    let servers: Vec<_> = all
-        .iter()
-        .map(|(program, _)| program.start(&redis))
-        .collect();
-    let cookies: Vec<_> = servers
-        .iter()
-        .map(|server| figures::sessions(server, SESSIONS))
-        .collect();
+    let servers: Vec<_> = all.iter().map(|(program, _)| program.start(&redis)).collect();
+    let cookies: Vec<_> = servers.iter().map(|server| figures::sessions(server, SESSIONS)).collect();
     for round in 1..=ROUNDS {
-        for ((program, figures), (server, cookies)) in
-            all.iter_mut().zip(servers.iter().zip(&cookies))
-        {
+        for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies)) {
             let drive = figures::drive(server, &redis, cookies, CONNECTIONS, ROUND);
-            println!(
-                "round {round} of {ROUNDS}, {program}: {:.0} views/s",
-                drive.views_per_second
-            );
+            println!("round {round} of {ROUNDS}, {program}: {:.0} views/s", drive.views_per_second);
             figures.drives.push(drive);
         }
     }
-    for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies))
-    {
+    for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies)) {
         println!("{program}: one view after the other");
         figures.memory = server.memory();
         figures.rest = Some(figures::drive(server, &redis, cookies, 1, ROUND));

@@ -51,9 +51,5 @@ async fn tower_sessions(connections: usize) -> Router {
         session.insert("views", views).await.unwrap();
         sentence
     });
-    Router::new()
-        .route("/", page.clone())
-        .route("/foo", page.clone())
-        .route("/bar", page)
-        .layer(sessions)
+    Router::new().route("/", page.clone()).route("/foo", page.clone()).route("/bar", page).layer(sessions)
 }

@@ -54,19 +54,12 @@ impl Program {
             Self::AxumAloneTuned => peer("axum-tuned"),
             Self::Express => {
                 let mut node = Command::new("node");
-                node.arg(express().join("index.js"))
-                    .env("NODE_ENV", "production");
+                node.arg(express().join("index.js")).env("NODE_ENV", "production");
                 node
             }
         };
-        command
-            .env("PORT", port.to_string())
-            .env("REDIS_URL", redis);
-        Server {
-            process: Process::spawn(command.stdout(Stdio::null())),
-            database: self as usize,
-            port,
-        }
+        command.env("PORT", port.to_string()).env("REDIS_URL", redis);
+        Server { process: Process::spawn(command.stdout(Stdio::null())), database: self as usize, port }
     }
 }
 
@@ -97,10 +90,7 @@ fn express() -> PathBuf {
 /// Installs the dependencies of the Express app.
 pub fn prepare() {
     println!("npm ci, in benches/express");
-    let status = Command::new("npm")
-        .args(["ci", "--silent"])
-        .current_dir(express())
-        .status();
+    let status = Command::new("npm").args(["ci", "--silent"]).current_dir(express()).status();
     assert!(status.expect("npm").success(), "npm ci failed");
 }
 
@@ -132,11 +122,7 @@ impl Server {
     fn wait(&self) {
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(
-                begin.elapsed() < PATIENCE,
-                "no answer on port {}",
-                self.port
-            );
+            assert!(begin.elapsed() < PATIENCE, "no answer on port {}", self.port);
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -171,20 +157,8 @@ impl Redis {
     pub fn start() -> Self {
         let port = free_port();
         let mut command = Command::new("redis-server");
-        command
-            .args([
-                "--port",
-                &port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-            ])
-            .stdout(Stdio::null());
-        let redis = Self {
-            _process: Process::spawn(&mut command),
-            port,
-        };
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]).stdout(Stdio::null());
+        let redis = Self { _process: Process::spawn(&mut command), port };
         let begin = Instant::now();
         while redis.cli(0, &["PING"]) != "PONG" {
             assert!(begin.elapsed() < PATIENCE, "redis-server does not start");
@@ -199,29 +173,18 @@ impl Redis {
     /// Runs one command with `redis-cli` and returns its output.
     pub fn cli(&self, database: usize, command: &[&str]) -> String {
         let output = Command::new("redis-cli")
-            .args([
-                "-p",
-                &self.port.to_string(),
-                "-n",
-                &database.to_string(),
-                "--raw",
-            ])
+            .args(["-p", &self.port.to_string(), "-n", &database.to_string(), "--raw"])
             .args(command)
             .output()
             .expect("redis-cli");
-        String::from_utf8_lossy(&output.stdout)
-            .trim_end()
-            .to_owned()
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
     /// A numeric field of INFO.
     pub fn info(&self, section: &str, field: &str) -> f64 {
         let info = self.cli(0, &["INFO", section]);
-        let line = info
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        line.and_then(|value| value.trim().parse().ok())
-            .unwrap_or_default()
+        let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
     }
 
     /// CPU seconds used so far.

@@ -20,9 +20,7 @@ impl Proxy {
     /// Forwards to the Redis on port `redis`, and delays each direction by half of `round_trip`.
     pub fn start(redis: u16, round_trip: Duration) -> Self {
         let runtime = Runtime::new().unwrap();
-        let listener = runtime
-            .block_on(TcpListener::bind(("127.0.0.1", 0)))
-            .unwrap();
+        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).unwrap();
         let port = listener.local_addr().unwrap().port();
         runtime.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -35,19 +33,12 @@ impl Proxy {
                 tokio::spawn(pass_on(redis.0, client.1, round_trip / 2));
             }
         });
-        Self {
-            port,
-            _runtime: runtime,
-        }
+        Self { port, _runtime: runtime }
     }
 }
 
 /// Forwards each chunk after `delay`, without delaying the chunks behind it further.
-async fn pass_on(
-    mut from: impl AsyncRead + Unpin + Send + 'static,
-    mut to: impl AsyncWrite + Unpin,
-    delay: Duration,
-) {
+async fn pass_on(mut from: impl AsyncRead + Unpin + Send + 'static, mut to: impl AsyncWrite + Unpin, delay: Duration) {
     let (pieces, mut late) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut buffer = vec![0; 65536];

@@ -29,17 +29,8 @@ struct Row {
 }
 
 impl Row {
-    fn new(
-        all: &All,
-        name: &str,
-        show: fn(f64) -> String,
-        value: impl Fn(&Figures) -> Option<f64>,
-    ) -> Self {
-        Self {
-            name: name.to_owned(),
-            values: all.iter().map(|(_, figures)| value(figures)).collect(),
-            show,
-        }
+    fn new(all: &All, name: &str, show: fn(f64) -> String, value: impl Fn(&Figures) -> Option<f64>) -> Self {
+        Self { name: name.to_owned(), values: all.iter().map(|(_, figures)| value(figures)).collect(), show }
     }
 
     /// The figure of the program at this index.
@@ -72,41 +63,24 @@ fn write_between_marks(path: &Path, text: &str) {
 /// The full table: each figure, and the first program's figure divided by it.
 fn table(all: &All, rows: &[Row]) -> String {
     let programs: Vec<_> = (0..all.len()).collect();
-    markdown(all, rows, &programs, |row, program| {
-        match (row.values[0], row.values[program]) {
-            (Some(ours), Some(value)) if program > 0 => {
-                format!("{} ({:.2})", row.cell(program), ours / value)
-            }
-            _ => row.cell(program),
+    markdown(all, rows, &programs, |row, program| match (row.values[0], row.values[program]) {
+        (Some(ours), Some(value)) if program > 0 => {
+            format!("{} ({:.2})", row.cell(program), ours / value)
         }
+        _ => row.cell(program),
     })
 }
 
 /// The README's table: a few figures of the programs that have sessions.
 fn summary(all: &All) -> String {
-    let rows = [
-        overlapping(all),
-        views_per_second(all),
-        memory(all),
-        first_answer(all),
-    ];
-    let programs: Vec<_> = (0..all.len())
-        .filter(|&program| all[program].0.has_sessions())
-        .collect();
+    let rows = [overlapping(all), views_per_second(all), memory(all), first_answer(all)];
+    let programs: Vec<_> = (0..all.len()).filter(|&program| all[program].0.has_sessions()).collect();
     markdown(all, &rows, &programs, Row::cell)
 }
 
 /// A table with one column for each of these programs.
-fn markdown(
-    all: &All,
-    rows: &[Row],
-    programs: &[usize],
-    cell: impl Fn(&Row, usize) -> String,
-) -> String {
-    let names: Vec<_> = programs
-        .iter()
-        .map(|&program| all[program].0.to_string())
-        .collect();
+fn markdown(all: &All, rows: &[Row], programs: &[usize], cell: impl Fn(&Row, usize) -> String) -> String {
+    let names: Vec<_> = programs.iter().map(|&program| all[program].0.to_string()).collect();
     let rule = "---|".repeat(programs.len());
     let mut table = format!("| | {} |\n|---|{rule}\n", names.join(" | "));
     for row in rows {
@@ -141,15 +115,11 @@ fn round_trips(round_trips: f64) -> String {
 }
 
 fn views_per_second(all: &All) -> Row {
-    Row::new(all, "views/s", whole, |f| {
-        Some(f.median(|drive| drive.views_per_second))
-    })
+    Row::new(all, "views/s", whole, |f| Some(f.median(|drive| drive.views_per_second)))
 }
 
 fn first_answer(all: &All) -> Row {
-    Row::new(all, "first answer after start", millis, |f| {
-        Some(f.first_answer)
-    })
+    Row::new(all, "first answer after start", millis, |f| Some(f.first_answer))
 }
 
 fn memory(all: &All) -> Row {
@@ -158,38 +128,25 @@ fn memory(all: &All) -> Row {
 
 fn overlapping(all: &All) -> Row {
     let name = format!("counted of {OVERLAPPING} overlapping views");
-    Row::new(all, &name, whole, |f| {
-        f.overlapping.map(|counted| counted as f64)
-    })
+    Row::new(all, &name, whole, |f| f.overlapping.map(|counted| counted as f64))
 }
 
 /// All rows of the full table. The chart shows the first four.
 fn rows(all: &All) -> Vec<Row> {
-    let row =
-        |name: &str, show, value: fn(&Figures) -> Option<f64>| Row::new(all, name, show, value);
+    let row = |name: &str, show, value: fn(&Figures) -> Option<f64>| Row::new(all, name, show, value);
     vec![
         views_per_second(all),
-        row("CPU per view", micros, |f| {
-            Some(f.median(|drive| drive.cpu))
+        row("CPU per view", micros, |f| Some(f.median(|drive| drive.cpu))),
+        row(&format!("commands executed per view, {CONNECTIONS} connections"), commands, |f| {
+            f.overlapping?;
+            Some(f.median(|drive| drive.executed))
         }),
-        row(
-            &format!("commands executed per view, {CONNECTIONS} connections"),
-            commands,
-            |f| {
-                f.overlapping?;
-                Some(f.median(|drive| drive.executed))
-            },
-        ),
         first_answer(all),
         row("commands executed per view, at rest", commands, |f| {
             f.overlapping?;
             Some(f.rest.as_ref()?.executed)
         }),
-        row(
-            &format!("commands executed for a visit of {VISIT} views"),
-            whole,
-            |f| f.visit,
-        ),
+        row(&format!("commands executed for a visit of {VISIT} views"), whole, |f| f.visit),
         row(
             &format!("commands sent per view, {CONNECTIONS} connections"),
             |sent| format!("{sent:.3}"),
@@ -204,29 +161,17 @@ fn rows(all: &All) -> Vec<Row> {
         }),
         memory(all),
         overlapping(all),
-        row(
-            "median response time at rest, Redis 5 ms away",
-            round_trips,
-            |f| f.far.as_ref().map(|far| far.at_rest),
-        ),
-        row(
-            &format!("the same, {CONNECTIONS} views in flight"),
-            round_trips,
-            |f| f.far.as_ref().map(|far| far.in_flight),
-        ),
-        row("bytes in Redis per session, after one view", whole, |f| {
-            f.bytes.map(|[one, _]| one)
+        row("median response time at rest, Redis 5 ms away", round_trips, |f| f.far.as_ref().map(|far| far.at_rest)),
+        row(&format!("the same, {CONNECTIONS} views in flight"), round_trips, |f| {
+            f.far.as_ref().map(|far| far.in_flight)
         }),
-        row("the same, after one view of each page", whole, |f| {
-            f.bytes.map(|[_, three]| three)
-        }),
+        row("bytes in Redis per session, after one view", whole, |f| f.bytes.map(|[one, _]| one)),
+        row("the same, after one view of each page", whole, |f| f.bytes.map(|[_, three]| three)),
     ]
 }
 
 fn express(all: &All) -> &(Program, Figures) {
-    all.iter()
-        .find(|(program, _)| *program == Program::Express)
-        .unwrap()
+    all.iter().find(|(program, _)| *program == Program::Express).unwrap()
 }
 
 /// Capacity and cost, computed from the measured figures.
@@ -247,52 +192,31 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
         let rest = figures.rest.as_ref().unwrap();
         (rest.cpu, rest.redis_cpu, rest.executed)
     };
-    let both = |name: &str, show: &dyn Fn(&Figures) -> String| {
-        format!("| {name} | {} | {} |\n", show(ours), show(express))
-    };
+    let both =
+        |name: &str, show: &dyn Fn(&Figures) -> String| format!("| {name} | {} | {} |\n", show(ours), show(express));
     let money = |commands: f64| {
         let all = commands * MILLION;
-        format!(
-            "{:.2} M executed, {:.2} dollars",
-            all / MILLION,
-            all * PRICE
-        )
+        format!("{:.2} M executed, {:.2} dollars", all / MILLION, all * PRICE)
     };
     let mut text = String::from(
         "## Capacity and cost\n\nComputed from the figures above, for cores that are 70 % busy and a price \
          of 0.20 dollars per 100,000 commands executed. At rest means one view after the other.\n\n\
          | | cloud-run-sessions | Express |\n|---|---|---|\n",
     );
-    text += &both(
-        "views/s of an instance with one core: 0.7 / CPU per view",
-        &|f| format!("{:.0}", BUSY / load(f).0),
-    );
-    text += &both(
-        "views/s of one Redis, which uses one core: 0.7 / its CPU per view",
-        &|f| format!("{:.0}", BUSY / load(f).1),
-    );
-    text += &both(
-        "Redis's memory for a million sessions, each with views of three pages",
-        &|f| format!("{:.0} MB", f.bytes.unwrap()[1]),
-    );
-    text += &both(
-        "commands for a million views at rest, and their price",
-        &|f| money(rest(f).2),
-    );
+    text += &both("views/s of an instance with one core: 0.7 / CPU per view", &|f| format!("{:.0}", BUSY / load(f).0));
+    text += &both("views/s of one Redis, which uses one core: 0.7 / its CPU per view", &|f| {
+        format!("{:.0}", BUSY / load(f).1)
+    });
+    text += &both("Redis's memory for a million sessions, each with views of three pages", &|f| {
+        format!("{:.0} MB", f.bytes.unwrap()[1])
+    });
+    text += &both("commands for a million views at rest, and their price", &|f| money(rest(f).2));
     text += &both("the same under load", &|f| money(load(f).2));
-    text += &both(
-        "views/s at rest on a database limited to 10,000 commands/s",
-        &|f| format!("{:.0}", LIMIT / rest(f).2),
-    );
-    text += &both("the same under load", &|f| {
-        format!("{:.0}", LIMIT / load(f).2)
-    });
-    text += &both("CPU of the instance for a million views at rest", &|f| {
-        format!("{:.0} s", rest(f).0 * MILLION)
-    });
-    text += &both("the same under load", &|f| {
-        format!("{:.0} s", load(f).0 * MILLION)
-    });
+    text +=
+        &both("views/s at rest on a database limited to 10,000 commands/s", &|f| format!("{:.0}", LIMIT / rest(f).2));
+    text += &both("the same under load", &|f| format!("{:.0}", LIMIT / load(f).2));
+    text += &both("CPU of the instance for a million views at rest", &|f| format!("{:.0} s", rest(f).0 * MILLION));
+    text += &both("the same under load", &|f| format!("{:.0} s", load(f).0 * MILLION));
     text += "\nInstances with one core, and the share of one Redis's core, that a load needs. In a Cluster \
              each view is a call of its own, and costs Redis as much as at rest:\n\n\
              | views/s | instances | one Redis | or masters of a Cluster |\n|---|---|---|---|\n";
@@ -303,11 +227,7 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
             "| {views:.0} | {:.0} | {:.0} %{} | {masters:.0} |\n",
             (views * cpu / BUSY).ceil(),
             views * redis * 100.0,
-            if views * redis > BUSY {
-                ", too much"
-            } else {
-                ""
-            },
+            if views * redis > BUSY { ", too much" } else { "" },
         );
     }
     text
@@ -322,9 +242,7 @@ fn machine() -> String {
         text.lines().next().unwrap_or_default().trim().to_owned()
     };
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap();
-    let model = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
     let cores = std::thread::available_parallelism().unwrap();
     let redis = said("redis-server", "--version");
     let redis = redis.split(' ').nth(2).unwrap_or_default().to_owned();
@@ -351,11 +269,7 @@ fn chart(all: &All, rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error:
     let area = SVGBackend::new(path, (WIDTH, PANEL * rows.len() as u32)).into_drawing_area();
     area.fill(&WHITE)?;
     for (panel, row) in area.split_evenly((rows.len(), 1)).iter().zip(rows) {
-        let text = |size: u32| {
-            ("sans-serif", size)
-                .into_font()
-                .color(&RGBColor(38, 50, 56))
-        };
+        let text = |size: u32| ("sans-serif", size).into_font().color(&RGBColor(38, 50, 56));
         panel.draw(&Text::new(row.name.clone(), (12, 10), text(18)))?;
         let values = row.values.iter().flatten();
         let longest = values.fold(f64::MIN_POSITIVE, |longest, value| longest.max(*value));
@@ -366,10 +280,7 @@ fn chart(all: &All, rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error:
             let room = WIDTH as i32 - LABELS - 110;
             let length = (value.unwrap_or_default() / longest * f64::from(room)) as i32;
             let bar = [(LABELS, top), (LABELS + length.max(1), top + BAR)];
-            panel.draw(&Rectangle::new(
-                bar,
-                if n == 0 { OURS } else { OTHERS }.filled(),
-            ))?;
+            panel.draw(&Rectangle::new(bar, if n == 0 { OURS } else { OTHERS }.filled()))?;
             panel.draw(&Text::new(shown, (LABELS + length + 8, top + 4), text(14)))?;
         }
     }

@@ -14,11 +14,7 @@ pub struct Load {
 pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) -> Load {
     let script = script(cookies);
     let output = Command::new("wrk")
-        .args([
-            "-t1",
-            &format!("-c{connections}"),
-            &format!("-d{}s", time.as_secs()),
-        ])
+        .args(["-t1", &format!("-c{connections}"), &format!("-d{}s", time.as_secs())])
         .arg("-s")
         .arg(&script)
         .arg(format!("http://127.0.0.1:{port}/"))
@@ -27,19 +23,10 @@ pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) ->
     let said = String::from_utf8_lossy(&output.stdout);
     let result = said.lines().find_map(|line| line.strip_prefix("result "));
     let result = result.unwrap_or_else(|| panic!("wrk said {said}"));
-    let fields: Vec<f64> = result
-        .split(' ')
-        .map(|field| field.parse().unwrap())
-        .collect();
-    let [views, micros, p50, wrong] = fields[..] else {
-        panic!("wrk said {said}")
-    };
+    let fields: Vec<f64> = result.split(' ').map(|field| field.parse().unwrap()).collect();
+    let [views, micros, p50, wrong] = fields[..] else { panic!("wrk said {said}") };
     assert!(wrong == 0.0, "{wrong} of {views} views failed: {said}");
-    Load {
-        views,
-        views_per_second: views / micros * 1e6,
-        p50: Duration::from_micros(p50 as u64),
-    }
+    Load { views, views_per_second: views / micros * 1e6, p50: Duration::from_micros(p50 as u64) }
 }
 
 /// Writes the script for wrk: it prepares all requests once and prints the result in one line.

@@ -153,12 +153,7 @@ impl<R: RunScript> Committer<R> {
     pub async fn count_view(&self, session: Id, path: &str) -> Counted {
         let shared = &self.0;
         let (request, counted) = oneshot::channel();
-        let view = View {
-            session,
-            path: path.into(),
-            request,
-            _permit: shared.permit()?,
-        };
+        let view = View { session, path: path.into(), request, _permit: shared.permit()? };
         let lane = shared.redis.is_clustered().then(|| keys::slot(&session));
         match shared.lanes.lock().entry(lane) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push(view),
@@ -221,10 +216,7 @@ impl<R: RunScript> Shared<R> {
                 for (view, counted) in batch.into_iter().zip(counts) {
                     view.answer(counted);
                 }
-                Some(LastCall {
-                    batch: size,
-                    took: begin.elapsed(),
-                })
+                Some(LastCall { batch: size, took: begin.elapsed() })
             }
             Err(error) => {
                 let mut failed = batch;
@@ -253,21 +245,14 @@ impl<R: RunScript> Shared<R> {
         // Nobody else writes there, so any other reply is an older attempt's of a call that was given up.
         let counts = read_reply(&reply, number, batch.len()).ok_or(Error::Unanswered)?;
         let renewed = sessions().zip(&are_due).zip(&counts);
-        let renewed = renewed.filter_map(|((session, is_due), counted)| {
-            (*is_due && matches!(counted, Ok(Some(_)))).then_some(*session)
-        });
+        let renewed = renewed
+            .filter_map(|((session, is_due), counted)| (*is_due && matches!(counted, Ok(Some(_)))).then_some(*session));
         self.renewed.remember(renewed, begin);
         Ok(counts)
     }
 
     /// The script's keys and arguments.
-    fn arguments(
-        &self,
-        number: u64,
-        lane: Lane,
-        batch: &[View],
-        are_due: &[bool],
-    ) -> (Vec<Key>, Vec<Value>) {
+    fn arguments(&self, number: u64, lane: Lane, batch: &[View], are_due: &[bool]) -> (Vec<Key>, Vec<Value>) {
         let mut keys = Vec::with_capacity(1 + 2 * batch.len());
         keys.push(self.reply_keys.key(lane));
         keys.extend(keys::of_sessions(batch.iter().map(|view| &view.session)));
@@ -280,10 +265,8 @@ impl<R: RunScript> Shared<R> {
             Value::from_static_str(FirstView::KEY),
         ]);
         for (view, is_due) in batch.iter().zip(are_due) {
-            arguments.extend([
-                Value::String(view.path.clone()),
-                Value::from_static_str(if *is_due { "1" } else { "" }),
-            ]);
+            arguments
+                .extend([Value::String(view.path.clone()), Value::from_static_str(if *is_due { "1" } else { "" })]);
         }
         (keys, arguments)
     }

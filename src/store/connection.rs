@@ -69,10 +69,7 @@ impl Connection {
         let connecting = State::Lost("not connected yet".to_owned());
         let state = Arc::new(watch::Sender::new(connecting));
         tokio::spawn(keep_connected(config.clone(), state.clone()));
-        Self {
-            state,
-            is_clustered: config.server.is_clustered(),
-        }
+        Self { state, is_clustered: config.server.is_clustered() }
     }
 
     /// Sends a command that may be executed several times, for the first time at `begin`, until there is a reply.

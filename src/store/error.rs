@@ -124,30 +124,18 @@ mod tests {
 
     #[test]
     fn errors_of_redis_and_of_fred_are_told_apart() {
-        for text in [
-            "Unknown: OOM command not allowed",
-            "ERR no",
-            "Auth: NOAUTH required",
-        ] {
+        for text in ["Unknown: OOM command not allowed", "ERR no", "Auth: NOAUTH required"] {
             assert!(matches!(Error::read(text), Error::Refused(_)), "{text}");
         }
-        for text in [
-            "IO: Connection closed.",
-            "Canceled: Canceled.",
-            "Timeout: Request timed out",
-        ] {
+        for text in ["IO: Connection closed.", "Canceled: Canceled.", "Timeout: Request timed out"] {
             assert!(matches!(Error::read(text), Error::Unanswered), "{text}");
         }
     }
 
     #[test]
     fn no_argument_is_repeated() {
-        let error =
-            Error::read("Unknown: ERR unknown command 'AUTH', with args beginning with: 'hunter2'");
-        assert_eq!(
-            error.to_string(),
-            "Redis refuses: ERR unknown command 'AUTH'"
-        );
+        let error = Error::read("Unknown: ERR unknown command 'AUTH', with args beginning with: 'hunter2'");
+        assert_eq!(error.to_string(), "Redis refuses: ERR unknown command 'AUTH'");
     }
 
     #[test]
@@ -155,10 +143,7 @@ mod tests {
         for (details, expected) in [
             ("WRONGPASS invalid username-password pair", "password"),
             ("NOAUTH Authentication required.", "password"),
-            (
-                "Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }",
-                "verify: UnknownIssuer",
-            ),
+            ("Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }", "verify: UnknownIssuer"),
         ] {
             let rejection = rejection(details).unwrap();
             assert!(rejection.contains(expected), "{rejection}");

@@ -7,7 +7,7 @@
 //! | `calls:<instance>` | string | the reply to the last call of an instance |
 //! | `calls:<instance>:{<tag>}` | string | the same in a Cluster: of the last call for the slot of this tag |
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::LazyLock};
 
 use fred::{bytes::BytesMut, types::Key, util::redis_keyslot};
 use tower_sessions::session::Id;
@@ -42,16 +42,13 @@ pub struct ReplyKeys {
     /// Random, so that no two instances share a key.
     name: String,
     /// For each slot a tag that is in it. Empty without a Cluster.
-    tags: Vec<u32>,
+    tags: &'static [u32],
 }
 
 impl ReplyKeys {
     /// Keys that no other instance has.
     pub fn new(is_clustered: bool) -> Self {
-        Self {
-            name: format!("calls:{}", Id::default()),
-            tags: if is_clustered { tags() } else { Vec::new() },
-        }
+        Self { name: format!("calls:{}", Id::default()), tags: if is_clustered { &TAGS } else { &[] } }
     }
 
     /// The key of the reply to the last call; in a Cluster, of that for this slot.
@@ -64,7 +61,7 @@ impl ReplyKeys {
 }
 
 /// For each slot the smallest number whose decimal form is in it.
-fn tags() -> Vec<u32> {
+static TAGS: LazyLock<Vec<u32>> = LazyLock::new(|| {
     let mut tags = vec![None; SLOTS];
     let mut missing = SLOTS;
     for number in 0.. {
@@ -78,7 +75,7 @@ fn tags() -> Vec<u32> {
         }
     }
     tags.into_iter().flatten().collect()
-}
+});
 
 #[cfg(test)]
 mod tests {

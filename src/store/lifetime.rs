@@ -23,7 +23,7 @@ use super::DEADLINE;
 const DRIFT: Duration = Duration::from_millis(1500);
 
 /// How much earlier than its record a session's views end. Before version 7.2, Redis reads its clock for each
-/// command inside a script; two commands of one script must not be further apart than this.
+/// command inside a script; a script must not take longer than this.
 pub const MARGIN: Duration = Duration::from_secs(1);
 
 /// The longest window. Over a longer one the clocks would drift further apart, to save hardly anything.
@@ -84,10 +84,7 @@ impl Renewed {
     pub fn new(lifetime: Lifetime) -> Self {
         Self {
             window: lifetime.window(),
-            current: Mutex::new(Window {
-                begin: Instant::now(),
-                sessions: HashSet::new(),
-            }),
+            current: Mutex::new(Window { begin: Instant::now(), sessions: HashSet::new() }),
         }
     }
 
@@ -132,10 +129,7 @@ mod tests {
         for ttl in [1, 60, 86_400, u32::MAX.into()] {
             let ttl = Duration::from_secs(ttl);
             let life = Lifetime::new(ttl).of_record();
-            assert!(
-                life <= ttl + ttl / 24 + Duration::from_secs(5),
-                "{ttl:?}: {life:?}"
-            );
+            assert!(life <= ttl + ttl / 24 + Duration::from_secs(5), "{ttl:?}: {life:?}");
         }
     }
 
@@ -166,11 +160,7 @@ mod tests {
         renewed.remember((0..1_000_000).map(Id), now);
         let sessions = &renewed.current.lock().sessions;
         assert!(sessions.len() <= MAX_REMEMBERED);
-        assert_eq!(
-            sessions.capacity(),
-            MAX_REMEMBERED,
-            "it has grown past its bound"
-        );
+        assert_eq!(sessions.capacity(), MAX_REMEMBERED, "it has grown past its bound");
         assert!(sessions.contains(&Id(999_999)));
     }
 }

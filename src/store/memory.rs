@@ -77,11 +77,7 @@ impl SessionStore for Sessions {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
         // Never an id that a client sent.
         record.id = Id::default();
-        let session = Session {
-            renewed: Instant::now(),
-            record: record.clone(),
-            views: HashMap::new(),
-        };
+        let session = Session { renewed: Instant::now(), record: record.clone(), views: HashMap::new() };
         self.cache.insert(record.id, Arc::new(Mutex::new(session)));
         Ok(())
     }

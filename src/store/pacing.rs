@@ -59,10 +59,7 @@ mod tests {
     use super::*;
 
     const fn call(batch: usize, millis: u64) -> LastCall {
-        LastCall {
-            batch,
-            took: Duration::from_millis(millis),
-        }
+        LastCall { batch, took: Duration::from_millis(millis) }
     }
 
     #[test]
@@ -82,11 +79,7 @@ mod tests {
             (63, Some(call(1, 5)), 63),
             (2000, Some(call(1, 5)), MAX_BATCH),
         ] {
-            assert_eq!(
-                batch_size(waiting, last),
-                expected,
-                "{waiting} after {last:?}"
-            );
+            assert_eq!(batch_size(waiting, last), expected, "{waiting} after {last:?}");
         }
     }
 

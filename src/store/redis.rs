@@ -70,10 +70,7 @@ impl Sessions {
     fn encode(&self, record: &Record) -> Result<Value, Error> {
         // Nobody reads this time, but a record without a fraction of a second takes 120 bytes instead of 136.
         let end = OffsetDateTime::now_utc() + self.lifetime.of_record();
-        let record = Record {
-            expiry_date: end.replace_nanosecond(0).unwrap_or(end),
-            ..record.clone()
-        };
+        let record = Record { expiry_date: end.replace_nanosecond(0).unwrap_or(end), ..record.clone() };
         let encoded = rmp_serde::to_vec(&record);
         let encoded = encoded.map_err(|error| session_store::Error::Encode(error.to_string()))?;
         Ok(Value::Bytes(encoded.into()))
@@ -89,21 +86,14 @@ impl SessionStore for Sessions {
         // Each attempt takes a new id: never one that a client sent, nor one under which an attempt whose
         // reply was lost has created the session. That one stays unused.
         let create = |link: Client| {
-            let new = Record {
-                id: Id::default(),
-                ..record.clone()
-            };
+            let new = Record { id: Id::default(), ..record.clone() };
             async move {
                 let (id, value) = (new.id, self.encode(&new)?);
                 let life = Some(Expiration::PX(self.lifetime.record_millis()));
                 let option = Some(SetOptions::NX);
                 // Redis replies nil if the id is taken, which fred turns into `false`.
                 let is_new = link.set(id.to_string(), value, life, option, false).await?;
-                if is_new {
-                    Ok(id)
-                } else {
-                    Err(Error::Unanswered)
-                }
+                if is_new { Ok(id) } else { Err(Error::Unanswered) }
             }
         };
         let created = self.connection.ask(begin, create).await;
@@ -132,10 +122,7 @@ impl SessionStore for Sessions {
             let save = |link: Client| {
                 let (key, value) = (record.id.to_string(), value.clone());
                 let (life, option) = (Some(Expiration::KEEPTTL), Some(SetOptions::XX));
-                async move {
-                    link.set::<Value, _, _>(key, value, life, option, false)
-                        .await
-                }
+                async move { link.set::<Value, _, _>(key, value, life, option, false).await }
             };
             let saved = self.connection.ask(begin, save).await;
             saved.inspect_err(Error::report)?;

@@ -21,10 +21,7 @@ pub struct Script {
 impl Script {
     /// The script with this source.
     pub fn new(text: &'static str) -> Self {
-        Self {
-            text,
-            name: sha1_hash(text).into(),
-        }
+        Self { text, name: sha1_hash(text).into() }
     }
 }
 

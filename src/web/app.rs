@@ -30,10 +30,7 @@ pub fn router(store: &Store, config: &Config) -> Router {
         .route("/foo", page.clone())
         .route("/bar", page)
         .route("/health/live", get(health::live))
-        .route(
-            "/health/ready",
-            get(health::ready).with_state(store.clone()),
-        )
+        .route("/health/ready", get(health::ready).with_state(store.clone()))
 }
 
 /// A page with a session, whose views are counted: each request with a method that `page` handles.
@@ -41,16 +38,14 @@ pub fn router(store: &Store, config: &Config) -> Router {
 /// `HEAD`, which `page` must not handle, and all other methods get neither a session nor a count.
 pub fn counted(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
     let count_views = from_fn_with_state(store.clone(), views::count_views);
-    page.route_layer((session::layer(store, config), count_views))
-        .head(pages::head)
+    page.route_layer((session::layer(store, config), count_views)).head(pages::head)
 }
 
 /// These routes with what surrounds each request: it is answered in time, errors have a readable body, and no
 /// answer is cached.
 pub fn service(
     routes: Router,
-) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
-{
+) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static {
     let routes = routes
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)

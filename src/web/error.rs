@@ -67,9 +67,7 @@ impl Error {
             Self::Prefetch => "Nothing was counted.",
             Self::NotCounted => "This view was not counted. No other view was touched.",
             Self::Session => "What this page was to keep may not be kept. Your views are not lost.",
-            Self::MaybeCounted | Self::Late => {
-                "This view may have been counted or not. No other view was touched."
-            }
+            Self::MaybeCounted | Self::Late => "This view may have been counted or not. No other view was touched.",
         }
     }
 
@@ -121,10 +119,7 @@ pub async fn in_time(response: impl Future<Output = Result<Response, Infallible>
     match timeout(DEADLINE, response).await {
         Ok(Ok(response)) => response,
         Err(_) => {
-            telemetry::warn_once_a_minute(
-                "deadline",
-                format_args!("no answer within {DEADLINE:?}"),
-            );
+            telemetry::warn_once_a_minute("deadline", format_args!("no answer within {DEADLINE:?}"));
             Error::Late.into_response()
         }
     }
@@ -136,12 +131,7 @@ pub fn in_words(mut response: Response, format: Format, path: &str) -> Response 
         return response;
     };
     let (mut parts, _) = response.into_parts();
-    let page = Page {
-        path,
-        sentence: error.to_string().into(),
-        meaning: error.meaning(),
-        link: error.link(),
-    };
+    let page = Page { path, sentence: error.to_string().into(), meaning: error.meaning(), link: error.link() };
     let (rendered, body) = format.render(page).into_parts();
     parts.headers.extend(rendered.headers);
     if let Some(length) = body.size_hint().exact() {

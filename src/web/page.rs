@@ -10,18 +10,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-const TEXT: [(HeaderName, HeaderValue); 1] = [(
-    header::CONTENT_TYPE,
-    HeaderValue::from_static("text/plain; charset=utf-8"),
-)];
+const TEXT: [(HeaderName, HeaderValue); 1] =
+    [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
 
 /// The policy lets a browser use the style and the icon inside the page, and nothing else. The hash is that of the
 /// style.
 const HTML: [(HeaderName, HeaderValue); 4] = [
-    (
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/html; charset=utf-8"),
-    ),
+    (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(
@@ -29,14 +24,8 @@ const HTML: [(HeaderName, HeaderValue); 4] = [
              img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         ),
     ),
-    (
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    ),
-    (
-        header::REFERRER_POLICY,
-        HeaderValue::from_static("no-referrer"),
-    ),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
 ];
 
 /// The form of a response.
@@ -72,10 +61,7 @@ impl Format {
             .flat_map(|accept| accept.split(','))
             .any(|range| {
                 let mut parts = range.split(';').map(str::trim);
-                parts
-                    .next()
-                    .is_some_and(|media| media.eq_ignore_ascii_case("text/html"))
-                    && !parts.any(is_refusal)
+                parts.next().is_some_and(|media| media.eq_ignore_ascii_case("text/html")) && !parts.any(is_refusal)
             });
         if names_html { Self::Html } else { Self::Text }
     }
@@ -103,9 +89,7 @@ impl Format {
 
 /// Whether a parameter of a media range is `q=0`, "not acceptable" (RFC 9110, 12.4.2).
 fn is_refusal(parameter: &str) -> bool {
-    parameter
-        .split_once('=')
-        .is_some_and(|(name, value)| name.eq_ignore_ascii_case("q") && value.parse() == Ok(0.0))
+    parameter.split_once('=').is_some_and(|(name, value)| name.eq_ignore_ascii_case("q") && value.parse() == Ok(0.0))
 }
 
 impl<S: Sync> FromRequestParts<S> for Format {
@@ -131,12 +115,9 @@ mod tests {
     #[test]
     fn html_for_clients_that_name_it() {
         let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
-        for accepts in [
-            &[browser][..],
-            &["text/html"],
-            &["application/json, Text/HTML ; q=0.1"],
-            &["*/*", "text/html;level=1"],
-        ] {
+        for accepts in
+            [&[browser][..], &["text/html"], &["application/json, Text/HTML ; q=0.1"], &["*/*", "text/html;level=1"]]
+        {
             assert_eq!(format_of(accepts), Format::Html, "{accepts:?}");
         }
     }

@@ -40,12 +40,8 @@ impl Meaning {
     /// The line that is true with these settings.
     pub fn of(config: &Config) -> Self {
         let mut meaning = String::from(match config.redis_url {
-            Some(_) => {
-                "This count belongs to your session, is kept in Redis, and any instance can serve it."
-            }
-            None => {
-                "This count belongs to your session, and is kept in the memory of this one process."
-            }
+            Some(_) => "This count belongs to your session, is kept in Redis, and any instance can serve it.",
+            None => "This count belongs to your session, and is kept in the memory of this one process.",
         });
         if let Some(revision) = &config.k_revision {
             meaning += &format!(" Revision {revision} answered.");

@@ -94,10 +94,7 @@ where
         .max_buf_size(HEAD_MAX)
         // Head and body are small: writing them in one piece is cheaper.
         .writev(false);
-    http.http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(HEAD_TIMEOUT)
-        .max_header_list_size(HEAD_MAX as u32);
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT).max_header_list_size(HEAD_MAX as u32);
 
     let connections = GracefulShutdown::new();
     // Each request holds a sender until it is answered. The channel closes once the last one is dropped.

@@ -15,8 +15,7 @@ use super::error::Error;
 use crate::{config::Config, store::Store};
 
 /// tower-sessions, with signed cookies or plain ones.
-type Manager =
-    Either<SessionManagerLayer<Store, SignedCookie>, SessionManagerLayer<Store, PlaintextCookie>>;
+type Manager = Either<SessionManagerLayer<Store, SignedCookie>, SessionManagerLayer<Store, PlaintextCookie>>;
 
 type OnResponse = MapResponseLayer<fn(Response) -> Response>;
 
@@ -32,11 +31,7 @@ pub type Layer = (OnResponse, Manager, OnResponse);
 pub fn layer(store: &Store, config: &Config) -> Layer {
     // Browsers send a `__Host-` cookie to this very host only. It needs HTTPS, which only the platform
     // guarantees.
-    let name = if config.on_cloud_run() {
-        "__Host-id"
-    } else {
-        "id"
-    };
+    let name = if config.on_cloud_run() { "__Host-id" } else { "id" };
     let manager = SessionManagerLayer::new(store.clone())
         .with_name(name)
         .with_secure(config.on_cloud_run())
@@ -46,11 +41,7 @@ pub fn layer(store: &Store, config: &Config) -> Layer {
         Some(key) => Either::Left(manager.with_signed(key.clone())),
         None => Either::Right(manager),
     };
-    (
-        MapResponseLayer::new(name_failure),
-        manager,
-        MapResponseLayer::new(mark_own),
-    )
+    (MapResponseLayer::new(name_failure), manager, MapResponseLayer::new(mark_own))
 }
 
 /// Marks a page's own 500.
@@ -66,11 +57,7 @@ fn mark_own(mut response: Response) -> Response {
 
 /// tower-sessions 0.14 answers with an empty 500 if it cannot save the session after the page.
 fn name_failure(mut response: Response) -> Response {
-    let is_failure = response.status() == StatusCode::INTERNAL_SERVER_ERROR
-        && response.extensions_mut().remove::<Own>().is_none();
-    if is_failure {
-        Error::Session.into_response()
-    } else {
-        response
-    }
+    let is_failure =
+        response.status() == StatusCode::INTERNAL_SERVER_ERROR && response.extensions_mut().remove::<Own>().is_none();
+    if is_failure { Error::Session.into_response() } else { response }
 }

@@ -10,9 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use thirtyfour::{
-    By, ChromeCapabilities, ChromiumLikeCapabilities, Key, LoggingPrefsLogLevel, WebDriver,
-};
+use thirtyfour::{By, ChromeCapabilities, ChromiumLikeCapabilities, Key, LoggingPrefsLogLevel, WebDriver};
 
 use super::{Process, TIMEOUT, eventually, visitor::Port};
 
@@ -44,9 +42,7 @@ struct Group(Process);
 impl Drop for Group {
     fn drop(&mut self) {
         let group = format!("-{}", self.0.0.id());
-        let _ = Command::new("sh")
-            .args(["-c", "kill -s KILL -- $0", &group])
-            .status();
+        let _ = Command::new("sh").args(["-c", "kill -s KILL -- $0", &group]).status();
     }
 }
 
@@ -89,9 +85,8 @@ impl Browser {
     pub async fn start_with(flags: &[&str]) -> Self {
         let home = TempDir::new().unwrap();
         // chromedriver picks a port that is free on IPv4 and exits if IPv6 has it in use. Try again.
-        let (chromedriver, port) = (0..10)
-            .find_map(|_| chromedriver(&home))
-            .expect("chromedriver does not start, see tests/run");
+        let (chromedriver, port) =
+            (0..10).find_map(|_| chromedriver(&home)).expect("chromedriver does not start, see tests/run");
 
         let mut chrome = ChromeCapabilities::new();
         for flag in FLAGS.iter().chain(flags) {
@@ -101,9 +96,7 @@ impl Browser {
         let profile = format!("--user-data-dir={}", profile.display());
         chrome.add_arg(&profile).unwrap();
         for log in ["browser", "performance"] {
-            chrome
-                .set_logging_prefs(log, LoggingPrefsLogLevel::All)
-                .unwrap();
+            chrome.set_logging_prefs(log, LoggingPrefsLogLevel::All).unwrap();
         }
         let driver = WebDriver::builder(format!("http://127.0.0.1:{port}"), chrome)
             .request_timeout(TIMEOUT)
@@ -114,11 +107,7 @@ impl Browser {
         // Debian's Chromium opens a page of another host first. Discard what was logged for it.
         driver.goto("about:blank").await.unwrap();
         driver.get_log("performance").await.unwrap();
-        Self {
-            driver,
-            _chromedriver: chromedriver,
-            _home: home,
-        }
+        Self { driver, _chromedriver: chromedriver, _home: home }
     }
 
     /// Opens a page of the service by its address.
@@ -141,10 +130,7 @@ impl Browser {
     pub async fn press(&self, key: Key) {
         const READY: &str = "return document.readyState == 'complete' && document.hasFocus()
             && performance.getEntriesByType('paint').length > 0";
-        eventually("a page that has the focus", async || {
-            (self.run(READY).await == true).then_some(())
-        })
-        .await;
+        eventually("a page that has the focus", async || (self.run(READY).await == true).then_some(())).await;
         let keys = self.driver.action_chain().send_keys(key);
         keys.perform().await.unwrap();
     }
@@ -169,10 +155,7 @@ impl Browser {
     /// Runs a script inside the page and returns its result.
     pub async fn run(&self, script: &str) -> Value {
         let answer = self.driver.execute(script, []).await;
-        answer
-            .unwrap_or_else(|error| panic!("{script}: {error}"))
-            .json()
-            .clone()
+        answer.unwrap_or_else(|error| panic!("{script}: {error}")).json().clone()
     }
 
     /// The visible text of the element that matches this CSS selector.
@@ -209,19 +192,14 @@ impl Browser {
             Scheme::Dark => "dark",
         };
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        self.devtools(
-            "Emulation.setEmulatedMedia",
-            json!({ "features": features }),
-        )
-        .await;
+        self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
         let screen = json!({
             "width": width / zoom,
             "height": HEIGHT / zoom,
             "deviceScaleFactor": zoom,
             "mobile": false,
         });
-        self.devtools("Emulation.setDeviceMetricsOverride", screen)
-            .await;
+        self.devtools("Emulation.setDeviceMetricsOverride", screen).await;
     }
 
     /// Problems since the last call: every console message, every request that failed, was blocked or

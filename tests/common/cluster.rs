@@ -29,19 +29,11 @@ impl Cluster {
         let mut nodes: Vec<_> = (0..nodes).map(|_| node(node_timeout)).collect();
         for (epoch, node) in nodes.iter().enumerate() {
             if let Some((first, last)) = SLOTS.get(epoch) {
-                node.expect_ok(&[
-                    "CLUSTER",
-                    "ADDSLOTSRANGE",
-                    &first.to_string(),
-                    &last.to_string(),
-                ]);
+                node.expect_ok(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
             }
             node.expect_ok(&["CLUSTER", "SET-CONFIG-EPOCH", &(epoch + 1).to_string()]);
             let bus = node.cli(&["CONFIG", "GET", "cluster-port"]);
-            let (port, bus) = (
-                node.port.to_string(),
-                bus.lines().nth(1).unwrap().to_owned(),
-            );
+            let (port, bus) = (node.port.to_string(), bus.lines().nth(1).unwrap().to_owned());
             nodes[0].expect_ok(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
         }
         let known = nodes.len().to_string();
@@ -69,22 +61,13 @@ impl Cluster {
                 .await;
             }
         }
-        Self {
-            masters: nodes,
-            replica,
-        }
+        Self { masters: nodes, replica }
     }
 
     pub fn url(&self) -> String {
-        let nodes = self.masters[1..]
-            .iter()
-            .map(|node| format!("node=127.0.0.1:{}", node.port));
+        let nodes = self.masters[1..].iter().map(|node| format!("node=127.0.0.1:{}", node.port));
         let nodes: Vec<_> = nodes.collect();
-        format!(
-            "redis-cluster://127.0.0.1:{}?{}",
-            self.masters[0].port,
-            nodes.join("&")
-        )
+        format!("redis-cluster://127.0.0.1:{}?{}", self.masters[0].port, nodes.join("&"))
     }
 
     /// Names only the first master; the service must discover the others.
@@ -99,10 +82,7 @@ impl Cluster {
 
     /// The slot of this key, and the index of the master that owned it at the start.
     pub fn place(&self, key: &str) -> (u16, usize) {
-        let slot = self.masters[0]
-            .cli(&["CLUSTER", "KEYSLOT", key])
-            .parse()
-            .unwrap();
+        let slot = self.masters[0].cli(&["CLUSTER", "KEYSLOT", key]).parse().unwrap();
         let master = SLOTS.iter().position(|(_, last)| slot <= *last);
         (slot, master.unwrap())
     }
@@ -113,10 +93,7 @@ impl Cluster {
         let _killed = std::mem::replace(&mut self.masters[0], replica);
         drop(_killed);
         let promoted = &self.masters[0];
-        eventually("the replica is promoted", async || {
-            (promoted.role() == "master").then(Instant::now)
-        })
-        .await
+        eventually("the replica is promoted", async || (promoted.role() == "master").then(Instant::now)).await
     }
 }
 
@@ -154,12 +131,7 @@ impl<'a> Migration<'a> {
         let (old, new) = (&cluster.masters[from], &cluster.masters[to]);
         new.expect_ok(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(old)]);
         old.expect_ok(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(new)]);
-        Self {
-            cluster,
-            slot,
-            from,
-            to,
-        }
+        Self { cluster, slot, from, to }
     }
 
     /// Moves the slot's keys and returns their number.

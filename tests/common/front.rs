@@ -34,10 +34,7 @@ impl Port for Front {
 impl Front {
     pub async fn start(service: &Service) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let front = Self {
-            port: listener.local_addr().unwrap().port(),
-            exchanges: Arc::default(),
-        };
+        let front = Self { port: listener.local_addr().unwrap().port(), exchanges: Arc::default() };
         let (port, exchanges) = (service.port, front.exchanges.clone());
         tokio::spawn(async move {
             while let Ok((browser, _)) = listener.accept().await {
@@ -88,18 +85,13 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Forwards one exchange after the other: browsers do not pipeline.
-async fn forward(
-    browser: TcpStream,
-    service: TcpStream,
-    exchanges: &Mutex<Vec<Exchange>>,
-) -> io::Result<()> {
+async fn forward(browser: TcpStream, service: TcpStream, exchanges: &Mutex<Vec<Exchange>>) -> io::Result<()> {
     let (mut browser, mut service) = (BufReader::new(browser), BufReader::new(service));
     loop {
         let request = read_head(&mut browser).await?;
         service.write_all(request.as_bytes()).await?;
         let response = read_head(&mut service).await?;
-        let length =
-            header(&response, "content-length").map_or(0, |length| length.parse().unwrap());
+        let length = header(&response, "content-length").map_or(0, |length| length.parse().unwrap());
         let mut bytes = response.clone().into_bytes();
         let body = bytes.len();
         bytes.resize(body + length, 0);

@@ -53,19 +53,11 @@ impl Load {
         let ports: Vec<_> = services.iter().map(|service| service.port).collect();
         let visitors = visitors.iter().map(|visitor| {
             let seen = Arc::default();
-            let views = keep_viewing(
-                visitor.clone(),
-                ports.clone(),
-                stop.clone(),
-                Arc::clone(&seen),
-            );
+            let views = keep_viewing(visitor.clone(), ports.clone(), stop.clone(), Arc::clone(&seen));
             let visitor = tokio::spawn(views);
             Task { seen, visitor }
         });
-        Self {
-            visitors: visitors.collect(),
-            stop,
-        }
+        Self { visitors: visitors.collect(), stop }
     }
 
     /// Waits until each visitor has got the page `views` times, for requests sent from now on.

@@ -79,16 +79,10 @@ impl Drop for Process {
 
 pub fn signal(process: u32, name: &str) {
     // The shell's built-in: not every machine has `kill` as a program.
-    let status = Command::new("sh")
-        .args(["-c", "kill -s $0 $1", name, &process.to_string()])
-        .status();
+    let status = Command::new("sh").args(["-c", "kill -s $0 $1", name, &process.to_string()]).status();
     assert!(status.unwrap().success());
 }
 
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }

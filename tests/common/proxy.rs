@@ -67,10 +67,7 @@ enum ScriptFault {
 impl Proxy {
     pub async fn start(redis: &Redis) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let proxy = Self {
-            port: listener.local_addr().unwrap().port(),
-            faults: Arc::default(),
-        };
+        let proxy = Self { port: listener.local_addr().unwrap().port(), faults: Arc::default() };
         proxy.switch_to(redis);
         let faults = proxy.faults.clone();
         tokio::spawn(async move {

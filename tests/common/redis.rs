@@ -47,21 +47,11 @@ impl Redis {
         drop(self.process);
         let mut server = Command::new(server_program());
         server
-            .args([
-                "--port",
-                &self.port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-            ])
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .args(options)
             .current_dir(self.directory.path())
             .stdout(Stdio::null());
-        Self {
-            process: Process::spawn(&mut server),
-            ..self
-        }
+        Self { process: Process::spawn(&mut server), ..self }
     }
 
     /// Starts the server on a free port, with options that depend on that port.
@@ -72,10 +62,7 @@ impl Redis {
     fn try_start(port: u16, options: &[String]) -> Option<Self> {
         let port_option = port.to_string();
         let own = ["--port", &port_option, "--bind", "127.0.0.1", "--save", ""];
-        let options: Vec<_> = own
-            .into_iter()
-            .chain(options.iter().map(String::as_str))
-            .collect();
+        let options: Vec<_> = own.into_iter().chain(options.iter().map(String::as_str)).collect();
         let directory = TempDir::new().unwrap();
         Self::launch(port, directory, &options, "Ready to accept connections")
     }
@@ -84,24 +71,13 @@ impl Redis {
     /// exits before.
     pub fn launch(port: u16, directory: TempDir, arguments: &[&str], ready: &str) -> Option<Self> {
         let mut process = Process::spawn(
-            Command::new(server_program())
-                .args(arguments)
-                .current_dir(directory.path())
-                .stdout(Stdio::piped()),
+            Command::new(server_program()).args(arguments).current_dir(directory.path()).stdout(Stdio::piped()),
         );
         let mut log = BufReader::new(process.0.stdout.take().unwrap()).lines();
-        let ready = log
-            .by_ref()
-            .map_while(Result::ok)
-            .any(|line| line.contains(ready));
+        let ready = log.by_ref().map_while(Result::ok).any(|line| line.contains(ready));
         // Keep reading: a full pipe would block the server.
         thread::spawn(move || log.for_each(drop));
-        ready.then_some(Self {
-            process,
-            port,
-            directory,
-            cli_options: Vec::new(),
-        })
+        ready.then_some(Self { process, port, directory, cli_options: Vec::new() })
     }
 
     pub fn id(&self) -> u32 {
@@ -115,10 +91,7 @@ impl Redis {
     /// Runs one command with `redis-cli` and returns its output.
     pub fn cli(&self, command: &[&str]) -> String {
         let output = self.cli_command().args(command).output().unwrap();
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .trim_end()
-            .to_owned()
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
     /// Runs a command and asserts that its reply is OK.
@@ -129,25 +102,18 @@ impl Redis {
     /// The value of this field of `INFO`.
     pub fn info(&self, section: &str, field: &str) -> Option<String> {
         let info = self.cli(&["INFO", section]);
-        let mut lines = info
-            .lines()
-            .filter_map(|line| line.trim_end().split_once(':'));
+        let mut lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));
         lines.find_map(|(name, value)| (name == field).then(|| value.to_owned()))
     }
 
     /// The replication role: `master` or `slave`.
     pub fn role(&self) -> String {
-        self.cli(&["ROLE"])
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .to_owned()
+        self.cli(&["ROLE"]).lines().next().unwrap_or_default().to_owned()
     }
 
     fn cli_command(&self) -> Command {
         let mut cli = Command::new("redis-cli");
-        cli.args(["-p", &self.port.to_string(), "--raw"])
-            .args(&self.cli_options);
+        cli.args(["-p", &self.port.to_string(), "--raw"]).args(&self.cli_options);
         cli
     }
 
@@ -160,10 +126,7 @@ impl Redis {
         let cutting = async {
             loop {
                 tick.tick().await;
-                commands
-                    .write_all(b"CLIENT KILL TYPE normal\r\n")
-                    .await
-                    .unwrap();
+                commands.write_all(b"CLIENT KILL TYPE normal\r\n").await.unwrap();
                 answers.read_exact(&mut [0; 4]).await.unwrap();
                 cuts += 1;
             }
@@ -198,10 +161,7 @@ impl Redis {
 
     /// Runs the service's script with these keys and arguments, preceded by `before`, which is Lua.
     pub fn count_views(&self, before: &str, keys: &[&str], arguments: &[&str]) -> String {
-        let script = format!(
-            "{before}\n{}",
-            include_str!("../../src/store/count_views.lua")
-        );
+        let script = format!("{before}\n{}", include_str!("../../src/store/count_views.lua"));
         let number = keys.len().to_string();
         self.cli(&[&["EVAL", &script, &number], keys, arguments].concat())
     }
@@ -219,11 +179,7 @@ impl Redis {
         let mut process = Process::spawn(cli.arg("MONITOR").stdout(Stdio::piped()));
         let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "OK");
-        Monitor {
-            redis: self,
-            _process: process,
-            lines,
-        }
+        Monitor { redis: self, _process: process, lines }
     }
 }
 
@@ -252,9 +208,7 @@ impl Monitor<'_> {
 /// Starts a server on a free port.
 pub fn on_free_port(start: impl Fn(u16) -> Option<Redis>) -> Redis {
     // Another process may take the port before the server binds it. Try again.
-    (0..10)
-        .find_map(|_| start(free_port()))
-        .expect("redis-server does not start")
+    (0..10).find_map(|_| start(free_port())).expect("redis-server does not start")
 }
 
 /// Waits until the replica has all data of its primary.

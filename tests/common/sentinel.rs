@@ -41,16 +41,12 @@ impl Sentinels {
             reserved_port: None,
         };
         for sentinel in &this.sentinels {
-            eventually(
-                "the Sentinel knows the others and the replica",
-                async || {
-                    let main = sentinel.cli(&["SENTINEL", "MASTER", "main"]);
-                    let lines: Vec<_> = main.lines().collect();
-                    let knows =
-                        |field, number| lines.windows(2).any(|pair| pair == [field, number]);
-                    (knows("num-slaves", "1") && knows("num-other-sentinels", "2")).then_some(())
-                },
-            )
+            eventually("the Sentinel knows the others and the replica", async || {
+                let main = sentinel.cli(&["SENTINEL", "MASTER", "main"]);
+                let lines: Vec<_> = main.lines().collect();
+                let knows = |field, number| lines.windows(2).any(|pair| pair == [field, number]);
+                (knows("num-slaves", "1") && knows("num-other-sentinels", "2")).then_some(())
+            })
             .await;
         }
         this
@@ -79,10 +75,8 @@ impl Sentinels {
         socket.set_reuseaddr(true).unwrap();
         socket.bind(([127, 0, 0, 1], port).into()).unwrap();
         self.reserved_port = Some(socket);
-        let done = eventually("the replica is promoted", async || {
-            (self.primary.role() == "master").then(Instant::now)
-        })
-        .await;
+        let done =
+            eventually("the replica is promoted", async || (self.primary.role() == "master").then(Instant::now)).await;
         let port = self.primary.port.to_string();
         let announced = eventually("the Sentinels announce the promotion", async || {
             let all = self.sentinels.iter().all(|sentinel| {
@@ -110,11 +104,6 @@ pub fn sentinel(primary: &Redis) -> Redis {
              sentinel failover-timeout main 2000\n"
         );
         fs::write(directory.path().join("sentinel.conf"), config).unwrap();
-        Redis::launch(
-            port,
-            directory,
-            &["sentinel.conf", "--sentinel"],
-            "+monitor master main",
-        )
+        Redis::launch(port, directory, &["sentinel.conf", "--sentinel"], "+monitor master main")
     })
 }

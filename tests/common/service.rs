@@ -64,9 +64,8 @@ pub fn run(program: &mut Command, within: Duration) -> (Option<i32>, String, Str
     let (out, err) = (process.0.stdout.take(), process.0.stderr.take());
     out.unwrap().read_to_string(&mut stdout).unwrap();
     err.unwrap().read_to_string(&mut stderr).unwrap();
-    let status = status.unwrap_or_else(|| {
-        panic!("the program does not exit within {within:?}, and prints:\n{stdout}{stderr}")
-    });
+    let status =
+        status.unwrap_or_else(|| panic!("the program does not exit within {within:?}, and prints:\n{stdout}{stderr}"));
     (status.code(), stdout, stderr)
 }
 
@@ -95,11 +94,7 @@ impl Service {
             );
             thread::sleep(Duration::from_millis(1));
         };
-        Self {
-            process,
-            port,
-            output,
-        }
+        Self { process, port, output }
     }
 
     /// Starts the program on this Redis.
@@ -159,10 +154,7 @@ impl Drop for Service {
             let last = &log[log.len().saturating_sub(20)..];
             println!("the last log lines of the failed test's program: {last:#?}");
         } else {
-            assert!(
-                !log.iter().any(|line| line.contains("panicked")),
-                "{log:#?}"
-            );
+            assert!(!log.iter().any(|line| line.contains("panicked")), "{log:#?}");
         }
     }
 }

@@ -13,9 +13,7 @@ pub struct Authority {
 
 impl Authority {
     pub fn new() -> Self {
-        let authority = Self {
-            directory: TempDir::new().unwrap(),
-        };
+        let authority = Self { directory: TempDir::new().unwrap() };
         authority.certify("ca", &["-addext", "basicConstraints=critical,CA:TRUE"]);
         authority
     }
@@ -29,19 +27,7 @@ impl Authority {
     pub fn redis(&self, host: &str, password: &str) -> Redis {
         let name = format!("subjectAltName=DNS:{host}");
         let (ca, key) = (self.file(), self.path("ca.key"));
-        self.certify(
-            host,
-            &[
-                "-CA",
-                &ca,
-                "-CAkey",
-                &key,
-                "-addext",
-                "basicConstraints=CA:FALSE",
-                "-addext",
-                &name,
-            ],
-        );
+        self.certify(host, &["-CA", &ca, "-CAkey", &key, "-addext", "basicConstraints=CA:FALSE", "-addext", &name]);
         let certificate = self.path(&format!("{host}.crt"));
         let key = self.path(&format!("{host}.key"));
         let mut redis = Redis::start_with_port(|port| {
@@ -57,14 +43,7 @@ impl Authority {
             ];
             options.concat().into_iter().map(str::to_owned).collect()
         });
-        let options = [
-            "--tls",
-            "--cacert",
-            &ca,
-            "--no-auth-warning",
-            "-a",
-            password,
-        ];
+        let options = ["--tls", "--cacert", &ca, "--no-auth-warning", "-a", password];
         redis.cli_options = options.map(str::to_owned).to_vec();
         redis
     }
@@ -73,15 +52,7 @@ impl Authority {
     fn certify(&self, name: &str, options: &[&str]) {
         let mut openssl = Command::new("openssl");
         openssl
-            .args([
-                "req",
-                "-x509",
-                "-days",
-                "1",
-                "-nodes",
-                "-config",
-                "/dev/null",
-            ])
+            .args(["req", "-x509", "-days", "1", "-nodes", "-config", "/dev/null"])
             .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
             .args(["-subj", &format!("/CN={} {name}", self.name())])
             .args(["-keyout", &self.path(&format!("{name}.key"))])

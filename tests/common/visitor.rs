@@ -52,26 +52,16 @@ impl Visitor {
     }
 
     fn with(client: ClientBuilder) -> Self {
-        Self {
-            client: client.timeout(TIMEOUT).build().unwrap(),
-            cookie: None,
-            headers: HeaderMap::new(),
-        }
+        Self { client: client.timeout(TIMEOUT).build().unwrap(), cookie: None, headers: HeaderMap::new() }
     }
 
     /// A new visitor that shares the connection pool of another.
     pub fn sharing_connections(other: &Self) -> Self {
-        Self {
-            cookie: None,
-            ..other.clone()
-        }
+        Self { cookie: None, ..other.clone() }
     }
 
     pub fn with_cookie(cookie: impl Into<String>) -> Self {
-        Self {
-            cookie: Some(cookie.into()),
-            ..Self::new()
-        }
+        Self { cookie: Some(cookie.into()), ..Self::new() }
     }
 
     /// Sends a `GET` as curl does.
@@ -84,13 +74,7 @@ impl Visitor {
         self.view(service, path).await.count()
     }
 
-    pub async fn request(
-        &mut self,
-        method: Method,
-        service: &impl Port,
-        path: &str,
-        accept: &str,
-    ) -> Answer {
+    pub async fn request(&mut self, method: Method, service: &impl Port, path: &str, accept: &str) -> Answer {
         let mut request = self
             .client
             .request(method, format!("http://127.0.0.1:{}{path}", service.port()))
