@@ -1,12 +1,12 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 
-# A static program, which needs no files beside it. It resolves host names too, by DNS and /etc/hosts:
-# since 2.34, glibc has both built in. With packed relocations it is 0.2 MB smaller.
+# A static program, which needs no other files. It resolves host names with DNS and /etc/hosts: glibc has both built
+# in since version 2.34. Packed relocations save 0.2 MB.
 ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 
-# The dependencies alone first, which change less often than the sources. A target must be named, or
-# the flags would be the compiler's plug-ins' too.
+# First the dependencies, which change less often than the sources. Without a named target, the flags would also apply
+# to procedural macros.
 COPY Cargo.toml Cargo.lock ./
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
@@ -28,7 +28,7 @@ LABEL org.opencontainers.image.title="cloud-run-sessions" \
       org.opencontainers.image.licenses="MIT"
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /cloud-run-sessions /
-# Nobody's: it may own nothing and write nowhere.
+# A user that owns nothing and can write nowhere.
 USER 65532:65532
 EXPOSE 8080
 ENTRYPOINT ["/cloud-run-sessions"]

@@ -98,7 +98,7 @@ fn setting<T: Clone + Send + Sync + 'static>(parse: fn(&str) -> Result<T, String
 }
 
 fn port(value: &str) -> Result<u16, String> {
-    value.parse().map_err(|error| format!("is no port: {error}; allowed: 0 to 65535"))
+    value.parse().map_err(|error| format!("is not a port: {error}; allowed: 0 to 65535"))
 }
 
 fn redis_url(value: &str) -> Result<RedisConfig, String> {
@@ -112,7 +112,7 @@ fn redis_url(value: &str) -> Result<RedisConfig, String> {
         }
         Ok(redis) => Ok(redis),
         Err(error) if *error.kind() == RedisErrorKind::Tls => Err(format!(
-            "asks for TLS, but the trusted certificates cannot be had: {}; allowed: those of the \
+            "asks for TLS, but the trusted certificates cannot be loaded: {}; allowed: those of the \
              system, or PEM in the file that SSL_CERT_FILE names",
             error.details()
         )),
@@ -132,7 +132,7 @@ fn allowed_urls() -> String {
 fn session_ttl(value: &str) -> Result<Duration, String> {
     match value.parse::<u32>() {
         Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
-        _ => Err(format!("is no time to live; allowed: whole seconds from 1 to {}", u32::MAX)),
+        _ => Err(format!("is not a time to live; allowed: whole seconds from 1 to {}", u32::MAX)),
     }
 }
 
@@ -153,7 +153,7 @@ fn rust_log(value: &str) -> Result<Targets, String> {
         format!("{QUIET},{value}").parse().map_err(|error: ParseError| error.to_string())
     };
     filter.map_err(|problem| {
-        format!("is no filter: {problem}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,...")
+        format!("is not a filter: {problem}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,...")
     })
 }
 

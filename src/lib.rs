@@ -22,18 +22,18 @@
 //!
 //! # Rules
 //! - Nothing outside `store/` reads or writes a count, and inside it only `count_views.lua` does so in Redis.
-//! - Only `store/keys.rs` knows the names of keys. Only `store/error.rs` reads texts of errors.
+//! - Only `store/keys.rs` knows the names of keys. Only `store/error.rs` and the scripts read texts of errors.
 //! - Nothing in `store/` knows HTTP.
-//! - Every time to live and window comes from `store/lifetime.rs`, also those in the scripts.
+//! - Every time to live in Redis comes from `store/lifetime.rs`, also those in the scripts.
 //!
 //! # Words
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
-//! - *View*: a `GET` of a counted page by a visitor. *Count*: the number of a session's views of one path.
+//! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one path.
 //! - *Session*: a *record*, which is tower-sessions' data, and its *views*, the counts beside it.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Batch*: the views in one call. *Call*: one numbered run of `count_views.lua`. *Attempt*: one sending of a
-//!   call. *Lane*: the calls that follow each other under one key.
-//! - *Connection*: what reconnects to Redis for ever. *Link*: one connected client of it.
+//!   call. *Lane*: the sequence of calls that share one reply key.
+//! - *Connection*: the handle to Redis, which reconnects for ever. *Link*: the fred client that it uses now.
 //! - *Renew*: give a session's keys their full time to live. *Window*: how long that need not be done again.
 
 pub mod config;

@@ -46,7 +46,7 @@ async fn run(config: &Config) -> Result<(), String> {
     let shutdown =
         server::shutdown_signal().map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
     let listener =
-        server::listen(config.port).map_err(|error| format!("PORT {} cannot be listened on: {error}", config.port))?;
+        server::listen(config.port).map_err(|error| format!("cannot listen on PORT {}: {error}", config.port))?;
     let store = Store::open(config);
     let service = app::service(app::router(&store, config));
     if let Ok(address) = listener.local_addr() {

@@ -3,6 +3,7 @@
 pub mod committer;
 mod connection;
 mod error;
+mod first_view;
 mod keys;
 pub mod lifetime;
 mod memory;
@@ -11,11 +12,7 @@ mod redis;
 mod retry;
 pub mod script;
 
-use std::{collections::HashMap, time::Duration};
-
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tower_sessions::{
     SessionStore,
     session::{Id, Record},
@@ -26,26 +23,8 @@ use tracing::info;
 use crate::config::Config;
 use connection::Connection;
 pub use error::Error;
-
-/// A store answers or fails within this time. A request is answered 503 after it.
-pub const DEADLINE: Duration = Duration::from_millis(2500);
-
-/// What the session's record keeps for us: the path of the session's first view.
-///
-/// A new visitor's first view has number 1, so nothing needs to be counted. Its path is part of the record that
-/// the session layer saves anyway, in one command. The counts beside the record begin with the second view.
-#[derive(Debug, Deserialize, Serialize)]
-pub struct FirstView(pub String);
-
-impl FirstView {
-    /// Its key in the record's data. Short, since every record in Redis has it.
-    pub const KEY: &str = "1";
-
-    /// The one of this session; none if the session did not begin with a view.
-    fn of(data: &HashMap<String, Value>) -> Option<Self> {
-        Self::deserialize(data.get(Self::KEY)?).ok()
-    }
-}
+pub use first_view::FirstView;
+pub use retry::DEADLINE;
 
 /// The sessions and their views. A clone is another handle on the same store.
 ///
@@ -81,8 +60,8 @@ impl Store {
     /// including this one; none if the session is over.
     ///
     /// # Errors
-    /// If the store does not answer or refuses. After [`Error::Unanswered`] the view may have been counted;
-    /// after any other error it was not. No other view is affected.
+    /// If the store cannot be reached, does not answer, or refuses. After [`Error::Unanswered`] the view may have been
+    /// counted; after any other error it was not. No other view is affected.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
         match &self.0 {
             Backend::Redis(sessions) => sessions.count_view(id, path).await,
@@ -101,7 +80,7 @@ impl Store {
         }
     }
 
-    /// Resolves with the reason if Redis rejects the settings. An outage is no reason.
+    /// Resolves with the reason if Redis rejects the settings. It does not resolve during an outage.
     pub async fn rejected(&self) -> String {
         match &self.0 {
             Backend::Redis(sessions) => sessions.rejected().await,

@@ -277,7 +277,7 @@ async fn an_error_page_links_back() {
     browser.driver.goto(form).await.unwrap();
     browser.follow("button").await;
     let sentence = browser.text("h1").await;
-    assert!(sentence.contains("can be read"), "{sentence}");
+    assert!(sentence.contains("can only be read"), "{sentence}");
     browser.follow("main a").await;
     assert_eq!(browser.path().await, "/bar");
     assert_eq!(browser.views().await, 1);

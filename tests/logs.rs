@@ -107,7 +107,7 @@ async fn on_cloud_run_lines_are_json_with_the_trace() {
             warnings
                 .by_ref()
                 // The first is a warning, the others are debug lines.
-                .filter(|entry| entry["message"].as_str().unwrap().contains("503"))
+                .filter(|entry| entry["message"].as_str().unwrap().contains("could not be used"))
                 .nth(index)
         })
         .await;

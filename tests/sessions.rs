@@ -170,7 +170,7 @@ async fn an_expired_session_has_ended_in_the_embedded_store() {
         assert_eq!(visitor.count(&service, "/").await, views, "{:?}", begin.elapsed());
     }
     // The embedded store cannot be polled without a view, which would renew the session.
-    tokio::time::sleep(TTL + Duration::from_millis(100)).await;
+    tokio::time::sleep(TTL + Duration::from_secs(3)).await;
     let old = visitor.cookie.clone();
     assert_eq!(visitor.count(&service, "/").await, 1);
     assert_ne!(visitor.cookie, old);

@@ -2,13 +2,14 @@
 //!
 //! # Claim
 //! A view that is answered with a number was counted exactly once. For each session and path, every number
-//! from 1 on is answered at most once, and none is skipped but for views that ended in an error.
+//! from 1 on is answered at most once, and none is skipped but for views that ended in an error or were left by their
+//! client.
 //!
-//! # Known as
+//! # Prior art
 //! This is the client table of Viewstamped Replication (Liskov and Cowling, "Viewstamped Replication
 //! Revisited", 2012, section 4.1) and of Raft (Ongaro, "Consensus: Bridging Theory and Practice", 2014,
 //! section 6.3): a client numbers its requests and has one in flight; the server keeps the last number and
-//! reply of each client, and answers a repetition from there. The client is a [lane](Lane) of this instance,
+//! reply of each client, and answers a repetition from there. The client is a lane of this instance,
 //! the request a *call* of `count_views.lua`. A call may take several *attempts*, all under one number.
 //!
 //! # Invariants
@@ -18,7 +19,7 @@
 //! 3. *The number of the kept reply never falls.* The script replaces only a reply with a lower number.
 //! 4. *A call is counted if and only if its reply is kept.* The script does both or neither, and Redis runs
 //!    a script in one step. (A call whose sessions are all over counts nothing and keeps nothing.)
-//! 5. *Views end before their record.* So a count above 1 proves that the session lives. See
+//! 5. *Counts expire before their record.* So a count above 1 proves that the session lives. See
 //!    [`super::lifetime`].
 //!
 //! By 3 and 4 a call is counted at most once. By 1 no newer call can replace its reply before its last
@@ -28,23 +29,24 @@
 //! 1. *An attempt is lost on its way.* The next one is the first to be counted.
 //! 2. *A reply is lost.* The next attempt finds the reply kept, is undone, and returns it.
 //! 3. *An attempt arrives twice, or after its repetition.* The same.
-//! 4. *An attempt arrives after a newer call.* A higher number is kept: it is undone, renews nothing, and what
-//!    it returns is dropped, since the number is not its own.
+//! 4. *An attempt arrives after a newer call.* The kept reply has a higher number: the attempt is undone and
+//!    renews nothing, and the reply it returns is ignored.
 //! 5. *An attempt arrives after its session is over.* Nothing is counted, and nothing is left behind: ids are
 //!    random and never used again.
 //! 6. *A session ends, is deleted or saved while its view waits.* The script sees the session before or after.
 //! 7. *A client disconnects.* Before its batch is made up, its view is not counted; later, it is.
 //! 8. *This instance freezes.* An attempt is not sent after its deadline, and a reply that is read after it is
-//!    dropped, see [`super::retry`].
+//!    dropped, see `retry.rs`.
 //!
 //! # Assumptions
 //! - Redis does not evict keys, and runs scripts atomically.
 //! - An attempt arrives within [`REPLY_KEPT_FOR`] of its call. TCP gives up long before; but a process that
 //!   freezes for longer, after it has looked at its deadline and before it writes, breaks this.
-//! - Clocks need not agree; they only have to run at a like speed, see [`super::lifetime`].
+//! - Clocks need not agree. They only have to run at a like speed, also while the machine is suspended, see
+//!   [`super::lifetime`].
 //!
 //! # Not promised
-//! - After a failover to a replica that lacks the last writes, their numbers are answered once more.
+//! - After a failover to a replica that lacks the last writes, their counts are given out again.
 //! - A new visitor's requests that overlap have no session in common yet: each begins one.
 //! - A view that ends in [`Error::Unanswered`] may have been counted.
 
@@ -54,7 +56,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use fred::{
@@ -69,17 +70,13 @@ use tokio::{
 use tower_sessions::session::Id;
 
 use super::{
-    DEADLINE, Error, FirstView,
+    error::Error,
+    first_view::FirstView,
     keys::{self, ReplyKeys},
-    lifetime::{Lifetime, MARGIN, Renewed},
+    lifetime::{Lifetime, MARGIN, REPLY_KEPT_FOR, Renewed},
     pacing::{self, LastCall, MAX_BATCH},
     script::{self, RunScript, Script},
 };
-
-/// How long Redis keeps the reply to the last call.
-const REPLY_KEPT_FOR: Duration = Duration::from_secs(3600);
-
-const _: () = assert!(REPLY_KEPT_FOR.as_secs() > 100 * DEADLINE.as_secs());
 
 /// The most views that may wait for their counts; one more is refused. It is twice what Cloud Run sends to
 /// an instance at once.
@@ -107,7 +104,7 @@ struct Shared<R> {
     calls: AtomicU64,
     /// The lanes that have a task, each with the views that wait for its next call.
     lanes: Mutex<HashMap<Lane, Vec<View>>>,
-    /// One for each view here.
+    /// One permit for each view that waits or is in flight.
     permits: Arc<Semaphore>,
 }
 
@@ -149,7 +146,7 @@ impl<R: RunScript> Committer<R> {
     /// Counts a view of `path`. See [`super::Store::count_view`].
     ///
     /// # Errors
-    /// As [`super::Store::count_view`] has them.
+    /// As for [`super::Store::count_view`].
     pub async fn count_view(&self, session: Id, path: &str) -> Counted {
         let shared = &self.0;
         let (request, counted) = oneshot::channel();
@@ -219,14 +216,14 @@ impl<R: RunScript> Shared<R> {
                 Some(LastCall { batch: size, took: begin.elapsed() })
             }
             Err(error) => {
-                let mut failed = batch;
-                if let Error::Unanswered = error
-                    && let Some(waiting) = self.lanes.lock().get_mut(&lane)
-                {
-                    // They have waited as long as this call took, and would wait as long again.
-                    failed.append(waiting);
+                if let Error::Unanswered | Error::Unreached = error {
+                    // The waiting views have waited during this call, and would wait as long again for the next.
+                    let waiting = self.lanes.lock().get_mut(&lane).map(std::mem::take);
+                    for view in waiting.into_iter().flatten() {
+                        view.answer(Err(Error::Unreached));
+                    }
                 }
-                for view in failed {
+                for view in batch {
                     view.answer(Err(error.clone()));
                 }
                 None
@@ -234,7 +231,7 @@ impl<R: RunScript> Shared<R> {
         }
     }
 
-    /// Has Redis count the batch. Gives the result for each view.
+    /// Counts the batch in Redis. Returns the result for each view.
     async fn call(&self, lane: Lane, batch: &[View]) -> Result<Vec<Counted>, Error> {
         let number = self.calls.fetch_add(1, Relaxed) + 1;
         let begin = Instant::now();
@@ -242,7 +239,7 @@ impl<R: RunScript> Shared<R> {
         let are_due = self.renewed.are_due(sessions(), begin);
         let arguments = || self.arguments(number, lane, batch, &are_due);
         let reply = script::run(&self.redis, begin, &self.script, arguments).await?;
-        // Nobody else writes there, so any other reply is an older attempt's of a call that was given up.
+        // Only this lane writes to its key, one call after the other: any other reply is a fault, and is not handed out.
         let counts = read_reply(&reply, number, batch.len()).ok_or(Error::Unanswered)?;
         let renewed = sessions().zip(&are_due).zip(&counts);
         let renewed = renewed

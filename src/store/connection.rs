@@ -19,8 +19,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Error,
-    error::{self, code, rejection, without_arguments},
+    error::{self, Error, code, rejection, without_arguments},
     keys,
     retry::{UNRESPONSIVE, until_answered},
     script::{RunScript, Script},
@@ -75,7 +74,7 @@ impl Connection {
     /// Sends a command that may be executed several times, for the first time at `begin`, until there is a reply.
     ///
     /// # Errors
-    /// As [`until_answered`] has them.
+    /// As for [`until_answered`].
     pub async fn ask<T, E: Into<Error>, F: Future<Output = Result<T, E>>>(
         &self,
         begin: Instant,
@@ -92,14 +91,15 @@ impl Connection {
     ) -> Result<T, Error> {
         // Commands wait here, where they are dropped with their requests. fred would queue them without a bound, and
         // send them later.
-        let link = timeout_at(send_by, self.link()).await?;
+        let link = timeout_at(send_by, self.link()).await;
+        let link = link.map_err(|_| Error::Unreached)?;
         if Instant::now() >= send_by {
-            return Err(Error::Unanswered);
+            return Err(Error::Unreached);
         }
         let reply = tokio::select! {
             biased;
             reply = command(link.clone()) => reply.map_err(E::into),
-            // fred may miss that a link is lost, and keep a command that was sent too late for it.
+            // fred may miss that a link is lost, and keep a command that is sent after that.
             () = self.lost(&link) => Err(Error::Unanswered),
             () = sleep(UNRESPONSIVE) => {
                 self.give_up(&link, &format!("no answer within {UNRESPONSIVE:?}"));
@@ -110,7 +110,7 @@ impl Connection {
             // Another server may now have the primary's name.
             Error::Refused(reason) if error::is_unfit_server(&reason) => {
                 self.give_up(&link, &reason);
-                Error::Unanswered
+                Error::Unreached
             }
             error => error,
         })
@@ -192,8 +192,8 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 
 /// Connects, and reconnects whenever the link is lost: at once, then with backoff.
 ///
-/// Logs one line when the link is lost and one when it is back. In between it logs what Redis or its
-/// certificate says, but not that the network fails.
+/// Logs one line when the link is lost and one when it is back. In between it logs errors from Redis and
+/// its certificate, but not network failures.
 async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
     let (mut known, mut was_connected) = (config.clone(), false);
     let (mut logged, mut backoff) = (None, Duration::ZERO);
@@ -236,7 +236,7 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
     }
 }
 
-/// Makes a link, and checks that it can be written to. Gives it with the handle that ends with it.
+/// Connects, and checks that the server accepts writes. Returns the link, and a handle that resolves when it ends.
 ///
 /// Each link is a fred client of its own: once fred 10.1 has lost a connection, its counts of queued commands
 /// are wrong, and it holds back what it should send. Without a reconnection policy, fred neither keeps nor
@@ -254,8 +254,8 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
         })
         .build()?;
     let mut end = link.init().await?;
-    // A write that changes nothing: replicas, and servers that load their data, refuse it. And fred takes a
-    // connection that is closed at once for a good one.
+    // A write that changes nothing: replicas, and servers that load their data, refuse it. And fred reports
+    // success even if the connection is closed at once.
     let checked = tokio::select! {
         checked = link.del::<(), _>(keys::NO_SESSION) => checked,
         end = &mut end => Err(RedisError::new(ErrorKind::IO, why(end))),
@@ -267,7 +267,7 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
     checked.map(|()| (link, end))
 }
 
-/// With the nodes that this link knew, if it is a Cluster: one day the URL's may be gone.
+/// In a Cluster, adds the nodes that this link knew: those in the URL may be gone one day.
 fn with_nodes(config: &Config, link: &Client) -> Config {
     let mut config = config.clone();
     if let ServerConfig::Clustered { hosts, .. } = &mut config.server

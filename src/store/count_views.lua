@@ -8,9 +8,9 @@
 -- Returns the reply, a line each: the call's number; then for each view its count, 0 if its session is over (nothing
 -- is counted then), or '-' and the error that kept it from being counted.
 local number, record_life, margin, kept_for, first_view = unpack(ARGV, 1, 5)
-local last = #ARGV / 2 - 2.5
+local size = #ARGV / 2 - 2.5
 local lines = { number }
--- By view: whether it was counted; true or the ms that its session's views are to live, if it began them.
+-- Per view: whether it was counted; and, if it began its session's views, true or their time to live in ms.
 local counted, begun = {}, {}
 local has_news = false
 
@@ -57,7 +57,7 @@ local function count_new_path(view, record, views, path)
     begun[view] = call('HLEN', views) == 1
   end
   if begun[view] then
-    -- A record with less than the margin has had views, and they have ended.
+    -- Within the margin, the record may have had views that have ended.
     begun[view] = call('PTTL', record) - margin
     if begun[view] <= 0 then
       return 0
@@ -76,9 +76,9 @@ local function undo(view, views, path)
   end
 end
 
-for view = 1, last do
+for view = 1, size do
   local views, path = KEYS[2 * view + 1], ARGV[2 * view + 4]
-  -- First of all writes, since a full Redis refuses the first one alone.
+  -- The first write: when out of memory, Redis refuses only a script's first write.
   local count = redis.pcall('HINCRBY', views, path, 1)
   if type(count) == 'table' then
     count = '-' .. text(count.err)
@@ -110,12 +110,12 @@ if not has_news then
   return reply
 end
 
--- One command keeps this reply and tells which one was kept. If that is this call's, or a newer one's, this call has
--- come before, or too late: what it has done is undone, within the same atomic step.
+-- One command stores this reply and returns the previous one. If that is this call's or a newer one's, this call is
+-- repeated or too late, and is undone within the same atomic step.
 local kept = redis.pcall('SET', KEYS[1], reply, 'EX', kept_for, 'GET')
 local is_kept = type(kept) ~= 'table'
 if not is_kept or kept and (tonumber(string.match(kept, '^%d+')) or 0) >= tonumber(number) then
-  for view = last, 1, -1 do
+  for view = size, 1, -1 do
     if counted[view] then
       undo(view, KEYS[2 * view + 1], ARGV[2 * view + 4])
     end
@@ -127,7 +127,7 @@ if not is_kept or kept and (tonumber(string.match(kept, '^%d+')) or 0) >= tonumb
   return kept
 end
 
-for view = 1, last do
+for view = 1, size do
   if counted[view] and ARGV[2 * view + 5] == '1' then
     call('PEXPIRE', KEYS[2 * view], record_life)
     call('PEXPIRE', KEYS[2 * view + 1], record_life - margin)

@@ -1,6 +1,5 @@
 //! What a store can fail with. Only this file reads the texts of Redis's and fred's errors.
 
-use tokio::time::error::Elapsed;
 use tower_sessions::session_store;
 
 use crate::telemetry;
@@ -8,7 +7,10 @@ use crate::telemetry;
 /// Why the store failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis cannot be reached or does not reply in time. It may have executed the command.
+    /// Redis cannot be reached, or is not a primary for now. It has not executed the command.
+    #[error("Redis cannot be reached")]
+    Unreached,
+    /// Redis does not reply in time. It may have executed the command, or may yet do so.
     #[error("Redis does not answer")]
     Unanswered,
     /// Redis replied with this error and has changed nothing.
@@ -27,25 +29,23 @@ impl Error {
     /// `Unknown` for a command that it dropped and for most errors of Redis.)
     fn read(text: &str) -> Self {
         let details = text.split_once(": ").map_or(text, |(_, details)| details);
-        if code(details).bytes().all(|byte| byte.is_ascii_uppercase()) {
+        let code = code(details);
+        if !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
             Self::Refused(without_arguments(details).to_owned())
         } else {
             Self::Unanswered
         }
     }
 
-    /// Logs a warning, at most once a minute per kind of error. The connection itself logs that Redis
-    /// does not answer.
+    /// Logs a warning, at most once a minute per kind of error. That Redis cannot be reached or does not answer is logged
+    /// by the connection.
     pub(super) fn report(&self) {
         let kind = match self {
-            Self::Unanswered => return,
+            Self::Unreached | Self::Unanswered => return,
             Self::Refused(reason) => code(reason),
             Self::Overloaded => "overloaded",
         };
-        telemetry::warn_once_a_minute(
-            kind,
-            format_args!("sessions are unavailable, requests are answered 503: {self}"),
-        );
+        telemetry::warn_once_a_minute(kind, format_args!("a session could not be used: {self}"));
     }
 
     /// Whether Redis does not have the script of this name yet.
@@ -90,12 +90,6 @@ pub(super) fn without_arguments(error: &str) -> &str {
     error.split(", with args").next().unwrap_or_default()
 }
 
-impl From<Elapsed> for Error {
-    fn from(_: Elapsed) -> Self {
-        Self::Unanswered
-    }
-}
-
 impl From<fred::error::Error> for Error {
     fn from(error: fred::error::Error) -> Self {
         Self::read(&error.to_string())
@@ -107,7 +101,7 @@ impl From<session_store::Error> for Error {
         match error {
             session_store::Error::Backend(text) => Self::read(&text),
             // Its text may contain the session's data.
-            _ => Self::Refused("ERR a session's record cannot be read".to_owned()),
+            _ => Self::Refused("ERR a session's record cannot be read or written".to_owned()),
         }
     }
 }
@@ -127,7 +121,7 @@ mod tests {
         for text in ["Unknown: OOM command not allowed", "ERR no", "Auth: NOAUTH required"] {
             assert!(matches!(Error::read(text), Error::Refused(_)), "{text}");
         }
-        for text in ["IO: Connection closed.", "Canceled: Canceled.", "Timeout: Request timed out"] {
+        for text in ["IO: Connection closed.", "Canceled: Canceled.", "Timeout: Request timed out", "Unknown: "] {
             assert!(matches!(Error::read(text), Error::Unanswered), "{text}");
         }
     }

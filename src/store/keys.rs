@@ -2,8 +2,8 @@
 //!
 //! | key | type | |
 //! |---|---|---|
-//! | `<id>` | string | a session's record: MessagePack of `[id, data, expiry]`, as tower-sessions-redis-store has it |
-//! | `v:{<id>}` | hash | its views, path to count, from its second view on; ends with the record, a moment before it |
+//! | `<id>` | string | a session's record: MessagePack of `[id, data, expiry]`, in the format of tower-sessions-redis-store |
+//! | `v:{<id>}` | hash | its views, path to count, from its second view on; expires a second before the record |
 //! | `calls:<instance>` | string | the reply to the last call of an instance |
 //! | `calls:<instance>:{<tag>}` | string | the same in a Cluster: of the last call for the slot of this tag |
 
@@ -29,6 +29,11 @@ pub fn of_sessions<'a>(ids: impl ExactSizeIterator<Item = &'a Id>) -> impl Itera
         let record = views.slice(3..views.len() - 1);
         [record, views].map(Key::from)
     })
+}
+
+/// The key of a session's record.
+pub fn record(id: &Id) -> Key {
+    id.to_string().into()
 }
 
 /// The slot of a session's keys, in a Cluster.

@@ -6,9 +6,8 @@
 //! may show any time.
 //!
 //! Why this is long enough: an instance decides at some moment not to renew a session that it renewed at most a
-//! window ago. The view is answered at most [`DEADLINE`] later. So its keys were given at most
-//! `window + DEADLINE` before the answer, by clocks that may drift apart by [`DRIFT`] in that time, and the
-//! views end [`MARGIN`] before the record.
+//! window ago. The view is answered at most [`DEADLINE`] later. So its time to live was set at
+//! most `window + DEADLINE` before the answer, give or take `DRIFT` between the clocks, and the views end [`MARGIN`] before the record.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -16,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower_sessions::session::Id;
 
-use super::DEADLINE;
+use super::retry::DEADLINE;
 
 /// How far the clocks of Redis and of an instance may drift apart over a window: 400 parts in a million of an
 /// hour.
@@ -25,6 +24,11 @@ const DRIFT: Duration = Duration::from_millis(1500);
 /// How much earlier than its record a session's views end. Before version 7.2, Redis reads its clock for each
 /// command inside a script; a script must not take longer than this.
 pub const MARGIN: Duration = Duration::from_secs(1);
+
+/// How long Redis keeps the reply to an instance's last call: longer than TCP can deliver a call late.
+pub const REPLY_KEPT_FOR: Duration = Duration::from_secs(3600);
+
+const _: () = assert!(REPLY_KEPT_FOR.as_secs() > 100 * DEADLINE.as_secs());
 
 /// The longest window. Over a longer one the clocks would drift further apart, to save hardly anything.
 const LONGEST_WINDOW: Duration = Duration::from_secs(3600);

@@ -15,7 +15,7 @@ use tower_sessions::{
     session_store,
 };
 
-use super::FirstView;
+use super::{first_view::FirstView, retry::DEADLINE};
 
 /// The most sessions that are kept. Beyond it, the session that was viewed least recently ends early.
 pub const MAX_SESSIONS: u64 = 50_000;
@@ -37,8 +37,10 @@ struct Session {
 }
 
 impl Sessions {
-    /// Keeps sessions for `ttl` from each view or save.
+    /// Keeps sessions for at least `ttl` after each view or save.
     pub fn new(ttl: Duration) -> Self {
+        // From the view on, and the promise counts from its response.
+        let ttl = ttl + DEADLINE;
         let cache = Cache::builder()
             .max_capacity(MAX_SESSIONS)
             // The cache's default policy prefers sessions that are viewed often. Once it is full, it would

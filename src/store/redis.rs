@@ -17,9 +17,9 @@ use tower_sessions::{
 use tower_sessions_redis_store::RedisStore;
 
 use super::{
-    Error,
     committer::Committer,
     connection::Connection,
+    error::Error,
     keys,
     lifetime::{Lifetime, MARGIN, Renewed},
     script::{self, Script},
@@ -77,14 +77,14 @@ impl Sessions {
     }
 }
 
-// tower-sessions-redis-store 0.16 only loads records here. It would write them to end at a time of this
-// instance's clock; but they have to end together with their views, by Redis's clock.
+// tower-sessions-redis-store 0.16 only loads records here. It would set their expiry by this instance's
+// clock; but they must expire with their views, by Redis's clock.
 #[async_trait]
 impl SessionStore for Sessions {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
         let begin = Instant::now();
-        // Each attempt takes a new id: never one that a client sent, nor one under which an attempt whose
-        // reply was lost has created the session. That one stays unused.
+        // Each attempt takes a new id: never one that a client sent, nor that of an earlier attempt, whose
+        // session may exist if only its reply was lost. That session stays unused.
         let create = |link: Client| {
             let new = Record { id: Id::default(), ..record.clone() };
             async move {
@@ -92,7 +92,7 @@ impl SessionStore for Sessions {
                 let life = Some(Expiration::PX(self.lifetime.record_millis()));
                 let option = Some(SetOptions::NX);
                 // Redis replies nil if the id is taken, which fred turns into `false`.
-                let is_new = link.set(id.to_string(), value, life, option, false).await?;
+                let is_new = link.set(keys::record(&id), value, life, option, false).await?;
                 if is_new { Ok(id) } else { Err(Error::Unanswered) }
             }
         };
@@ -102,7 +102,8 @@ impl SessionStore for Sessions {
         Ok(())
     }
 
-    /// Saves the record of a session that lives, and renews the session. A session that is over stays over.
+    /// Saves the record of a session that lives, and renews the session. A session that is over stays over: its data is
+    /// dropped. If a reply is lost, the save is repeated, and a late attempt may undo a newer save.
     async fn save(&self, record: &Record) -> session_store::Result<()> {
         let begin = Instant::now();
         let value = self.encode(record)?;
@@ -115,12 +116,13 @@ impl SessionStore for Sessions {
                 (keys, vec![value.clone(), life.into(), margin.into()])
             };
             let saved = script::run(&self.connection, begin, &self.save, arguments).await;
-            saved.inspect_err(Error::report)?;
-            self.renewed.remember(iter::once(record.id), begin);
+            if saved.inspect_err(Error::report)? == "1" {
+                self.renewed.remember(iter::once(record.id), begin);
+            }
         } else {
             // Renewed already: one command instead of four.
             let save = |link: Client| {
-                let (key, value) = (record.id.to_string(), value.clone());
+                let (key, value) = (keys::record(&record.id), value.clone());
                 let (life, option) = (Some(Expiration::KEEPTTL), Some(SetOptions::XX));
                 async move { link.set::<Value, _, _>(key, value, life, option, false).await }
             };

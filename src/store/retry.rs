@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{DEADLINE, Error};
+use super::error::Error;
 
-/// How long attempts are begun. Then the command fails.
+/// One command or call is answered or fails within this time, and so does a request: it is answered 503 after it.
+pub const DEADLINE: Duration = Duration::from_millis(2500);
+
+/// No attempt begins later than this; then the command fails.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long one attempt waits for its reply: half of the patience, so that there can be another.
@@ -19,12 +22,12 @@ const _: () = assert!(PATIENCE.as_millis() + UNRESPONSIVE.as_millis() <= DEADLIN
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
-/// Makes attempts, the first one at `begin`, until one is answered. Each is told when it must have been sent.
+/// Makes attempts, the first one at `begin`, until one is answered. Each is told the time by which it must be sent.
 ///
 /// # Errors
-/// Any error but [`Error::Unanswered`] at once, unless an earlier attempt may still arrive. [`Error::Unanswered`]
-/// if no attempt is answered for [`PATIENCE`], or if the reply is read after [`DEADLINE`], because this process
-/// was frozen.
+/// [`Error::Refused`] at once, unless keys are moving, or an earlier attempt may still arrive. If no attempt is answered
+/// for [`PATIENCE`], [`Error::Unreached`] if none was executed, else [`Error::Unanswered`]; this one also if the
+/// reply is read after [`DEADLINE`], because this process was frozen.
 pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
     begin: Instant,
     mut attempt: impl FnMut(Instant) -> F,
@@ -32,9 +35,9 @@ pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
     let send_by = begin + PATIENCE;
     let mut pause = SHORTEST_PAUSE;
     // What to say if there is no time for another attempt.
-    let mut last = Error::Unanswered;
+    let mut last = Error::Unreached;
     let mut may_arrive = false;
-    // If this process was frozen, Redis may have dropped the reply that it kept, and would count the call once more.
+    // After a long freeze of this process, the kept reply may have expired, and Redis would count the call again.
     while Instant::now() < send_by {
         last = match attempt(send_by).await {
             Err(Error::Unanswered) => {
@@ -42,8 +45,8 @@ pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
                 Error::Unanswered
             }
             Err(_) if may_arrive => Error::Unanswered,
-            Err(error) if error.is_moving() => error,
-            // Times to live count from the attempt, and the promise counts from the reply.
+            Err(error) if error.is_moving() || matches!(error, Error::Unreached) => error,
+            // Redis starts the time to live at the attempt; it is promised from the reply.
             Ok(_) if begin.elapsed() > DEADLINE => Error::Unanswered,
             reply => return reply,
         };

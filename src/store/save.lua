@@ -1,11 +1,16 @@
--- Saves the record of a session that lives, and renews it and its views.
+-- Saves the record of a session that lives, and renews it and its views. Returns whether it lives, as 1 or 0.
 -- KEYS: the record; the views. ARGV: what the record is to hold; ms that a renewed record lives; ms by which views end
 -- before their record.
-local call = redis.call
--- A record with less than this may have had views, and they have ended.
-if call('PTTL', KEYS[1]) <= tonumber(ARGV[3]) then
-  return
+
+-- Within the margin, the record may have had views that have ended.
+if redis.call('PTTL', KEYS[1]) <= tonumber(ARGV[3]) then
+  return '0'
 end
--- First what a full Redis refuses.
-call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-call('PEXPIRE', KEYS[2], ARGV[2] - ARGV[3])
+-- The first write: when out of memory, Redis refuses only a script's first write.
+local saved = redis.pcall('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if saved.err then
+  -- Redis before 7 says first where in the script the error stands.
+  return { err = string.match(saved.err, '^@user_script: %d+: %-?(.*)') or saved.err }
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[2] - ARGV[3])
+return '1'

@@ -7,7 +7,7 @@ use fred::{
 };
 use tokio::time::Instant;
 
-use super::{Error, retry::until_answered};
+use super::{error::Error, retry::until_answered};
 
 /// A script that Redis runs.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Script {
     }
 }
 
-/// Runs scripts: [`super::connection::Connection`] does so in Redis, the simulation in tests/ in a world of
+/// Runs scripts: the connection does so in Redis, the simulation in tests/ in a world of
 /// its own.
 pub trait RunScript: Send + Sync + 'static {
     /// Whether Redis is a Cluster, where the keys of a command must be in one slot.
@@ -50,7 +50,7 @@ pub trait RunScript: Send + Sync + 'static {
 /// are made anew for each attempt.
 ///
 /// # Errors
-/// As [`until_answered`] has them.
+/// As for `retry::until_answered`.
 pub async fn run<R: RunScript>(
     redis: &R,
     begin: Instant,

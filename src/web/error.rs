@@ -31,12 +31,12 @@ pub enum Error {
     #[error("there is no page here")]
     NotFound,
     /// The route does not handle this method.
-    #[error("this page can be read, and nothing else")]
+    #[error("this page can only be read")]
     MethodNotAllowed,
-    /// A browser asks ahead of its visitor.
-    #[error("this page is counted when you come, and not ahead of it")]
+    /// A browser prefetches or prerenders the page.
+    #[error("this page is counted when you open it, not when it is prefetched")]
     Prefetch,
-    /// The view was not counted: the store refused.
+    /// The view was not counted: the store could not be reached, or refused.
     #[error("your session is out of reach for the moment, please try again")]
     NotCounted,
     /// The view may have been counted: the store did not answer.
@@ -63,11 +63,11 @@ impl Error {
     fn meaning(self) -> &'static str {
         match self {
             Self::NotFound => "The pages of this service are the ones above. Nothing was counted.",
-            Self::MethodNotAllowed => "Nothing was counted, and nothing of what was sent is kept.",
+            Self::MethodNotAllowed => "Nothing was counted, and nothing that you sent was kept.",
             Self::Prefetch => "Nothing was counted.",
-            Self::NotCounted => "This view was not counted. No other view was touched.",
-            Self::Session => "What this page was to keep may not be kept. Your views are not lost.",
-            Self::MaybeCounted | Self::Late => "This view may have been counted or not. No other view was touched.",
+            Self::NotCounted => "This view was not counted. No other view is affected.",
+            Self::Session => "This page's data may not have been saved. No earlier view is affected.",
+            Self::MaybeCounted | Self::Late => "This view may or may not have been counted. No other view is affected.",
         }
     }
 
@@ -90,24 +90,24 @@ impl IntoResponse for Error {
 }
 
 impl From<store::Error> for Error {
-    /// Of a view that was to be counted. The store has logged the error.
+    /// The error of counting a view. The store has logged the error.
     fn from(error: store::Error) -> Self {
         match error {
             store::Error::Unanswered => Self::MaybeCounted,
-            store::Error::Refused(_) | store::Error::Overloaded => Self::NotCounted,
+            store::Error::Unreached | store::Error::Refused(_) | store::Error::Overloaded => Self::NotCounted,
         }
     }
 }
 
 impl From<tower_sessions::session::Error> for Error {
-    /// Of a page that uses its session. The store has logged its own errors; this logs what it cannot see.
+    /// The error of a page that uses its session. The store has logged its own errors; this logs what it cannot see.
     fn from(error: tower_sessions::session::Error) -> Self {
         if let tower_sessions::session::Error::SerdeJson(error) = error {
             // Its text may contain the session's data.
             let problem = error.classify();
             telemetry::warn_once_a_minute(
                 "record",
-                format_args!("a session holds another type than a page asked for: {problem:?}"),
+                format_args!("a session's value does not have the type that a page expects: {problem:?}"),
             );
         }
         Self::Session

@@ -28,7 +28,7 @@ const HTML: [(HeaderName, HeaderValue); 4] = [
     (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
 ];
 
-/// The form of a response.
+/// The format of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// The sentence alone, for clients that do not ask for HTML.
@@ -66,7 +66,7 @@ impl Format {
         if names_html { Self::Html } else { Self::Text }
     }
 
-    /// The page in this form.
+    /// Renders the page in this format.
     pub fn render(self, page: Page<'_>) -> Response {
         match self {
             Self::Text => self.respond(page.sentence),

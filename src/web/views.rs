@@ -44,7 +44,7 @@ pub async fn count_views(
         None => {
             let first = FirstView(path.to_owned());
             let inserted = session.insert(FirstView::KEY, first).await;
-            // It looked for the session's record in vain. The store has logged why.
+            // Loading the session's record failed. The store has logged why.
             inserted.map_err(|_| Error::NotCounted)?;
             1
         }

@@ -11,7 +11,7 @@ use super::model::{Model, Reply};
 #[derive(Clone, Debug, Default)]
 pub struct Server {
     pub model: Model,
-    /// The command of the next script that fails, counted from its first one, and its error.
+    /// In the next script, the index of the command that fails, and its error.
     pub fails: Option<(usize, &'static str)>,
     /// Ms that each command of a script takes. Redis before 7.2 sees them pass.
     pub tick: u64,
@@ -30,7 +30,7 @@ impl Script {
     pub fn new(source: &str) -> Result<Self> {
         let lua = Lua::new();
         let redis = lua.create_table()?;
-        redis.set("pcall", lua.create_function(|lua, command| execute(lua, command))?)?;
+        redis.set("pcall", lua.create_function(execute)?)?;
         let call = "return function(...) local reply = redis.pcall(...)
             if type(reply) == 'table' and reply.err then error(reply.err, 0) end return reply end";
         lua.globals().set("redis", &redis)?;
@@ -64,7 +64,7 @@ fn execute(lua: &Lua, command: Variadic<Value>) -> Result<Value> {
     let command: Vec<_> = command.iter().map(text).collect();
     let reply = SERVER.with_borrow_mut(|server| {
         server.model.ahead += server.tick;
-        // What takes something back, or follows the kept reply, succeeds: Redis let the script write before.
+        // Commands that undo, or that follow the kept reply, never fail: Redis has already let this script write.
         let may_fail = !matches!(&command[0][..], b"DEL" | b"HDEL" | b"PEXPIRE") && command.last().unwrap() != b"-1";
         if may_fail && let Some((left, error)) = server.fails.take() {
             if left == 0 {

@@ -41,9 +41,9 @@ pub enum Fate {
     /// It never arrives.
     Lost,
     ReplyLost,
-    /// It arrives so much later than its link is lost.
+    /// It arrives this long after its link is lost.
     Late(u64),
-    /// It arrives once more, so much later.
+    /// It arrives again, this much later.
     Twice(u64),
     /// The instance freezes before it sends, or before it reads the reply.
     FrozenBefore(u64),
@@ -58,7 +58,7 @@ pub enum Fate {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
-    /// A visitor waits so many ms at most for a page.
+    /// A visitor requests a page and waits at most this many ms.
     View {
         visitor: usize,
         path: usize,
@@ -78,7 +78,7 @@ pub enum Event {
     Break(usize, u64),
     LoseScripts,
     RestartEmpty,
-    /// What the replica has until it takes over.
+    /// The replica copies the primary's current data.
     Replicate,
     FailOver,
     Crash(usize),
@@ -155,7 +155,7 @@ fn fate(random: &mut SmallRng) -> Fate {
         13 => Fate::FrozenBefore(late),
         14 => Fate::FrozenAfter(late),
         15..=16 => Fate::Fails(random.gen_range(0..12), error),
-        17 => Fate::Refused(*["TRYAGAIN slot", "OOM no", "READONLY no"].choose(random).unwrap()),
+        17 => Fate::Refused(["TRYAGAIN slot", "OOM no", "READONLY no"].choose(random).unwrap()),
         18 => Fate::Slow(random.gen_range(1..=10)),
         _ => Fate::Answered(late.min(700)),
     }
@@ -265,17 +265,18 @@ impl RunScript for Way {
             arguments: arguments.iter().map(|value| value.as_string().unwrap().into_bytes()).collect(),
             in_full,
             is_clustered: self.is_clustered,
+            is_late: false,
         };
         let fate = WORLD.with_borrow_mut(|world| world.fates.pop_front());
         let millis = Duration::from_millis;
         let later = |call: Call, late| {
             tokio::spawn(async move {
                 sleep(millis(late)).await;
-                let _ = call.arrive(None);
+                let _ = Call { is_late: true, ..call }.arrive(None);
             });
         };
         if Instant::now() >= send_by {
-            return Err(Error::Unanswered);
+            return Err(Error::Unreached);
         }
         if let Some(Fate::FrozenBefore(time)) = fate {
             sleep(millis(time)).await;
@@ -308,8 +309,8 @@ impl RunScript for Way {
             std::future::pending().await
         }
         match reply {
-            // The connection gives up such a server, and takes it for silent.
-            Err(Error::Refused(error)) if error.starts_with("READONLY") => Err(Error::Unanswered),
+            // The connection gives up such a server.
+            Err(Error::Refused(error)) if error.starts_with("READONLY") => Err(Error::Unreached),
             reply => reply,
         }
     }
@@ -322,6 +323,8 @@ struct Call {
     arguments: Vec<Vec<u8>>,
     in_full: bool,
     is_clustered: bool,
+    /// Whether nobody waits for it any more.
+    is_late: bool,
 }
 
 impl Call {
@@ -345,7 +348,7 @@ impl Call {
                 _ => None,
             };
             server.tick = if let Some(Fate::Slow(tick)) = fate { tick } else { 0 };
-            // What is over is no more, looked at or not.
+            // Expired entries are gone, whether or not they were accessed.
             for key in &self.keys {
                 server.model.get(key);
             }
@@ -367,6 +370,7 @@ impl Call {
     fn judge(&self, before: &BTreeMap<Vec<u8>, super::model::Entry>, reply: &Result<String, String>) {
         let (number, lane) = (self.number(), &self.keys[0]);
         let own = reply.as_ref().ok().and_then(|reply| reply.strip_prefix(&format!("{number}\n")));
+        must!(self.is_late || own.is_some() || reply.is_err(), "call {number} is awaited, and a newer one was kept");
         let call = (lane.clone(), number);
         let is_first = WORLD.with_borrow_mut(|world| {
             world.reply_keys.insert(lane.clone());
@@ -409,6 +413,8 @@ impl Call {
         let Ok(count) = line.parse::<u64>() else {
             return violate(format!("no count: {line:?}"));
         };
+        let is_left = SERVER.with_borrow(|server| server.model.entries.contains_key(&record));
+        must!(count > 0 || !is_left, "a session is over, and its record is left");
         WORLD.with_borrow_mut(|world| {
             let now = SERVER.with_borrow(|server| server.model.now);
             if count == 0 {
