@@ -6,6 +6,7 @@
 //!
 //! `SEED=7 tests/run simulation` plays one history. `SIMULATE=120 tests/run simulation` plays new ones for 120 s.
 
+mod events;
 mod lua;
 mod model;
 mod mutants;
@@ -16,9 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use events::History;
 use model::{Model, Reply};
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
-use world::{History, play};
+use world::play;
 
 use crate::common::Redis;
 
