@@ -37,6 +37,11 @@ async fn commands_per_view() {
     let other = Service::on(&redis);
     other.wait_until_ready().await;
     redis.executed();
+    // Its first view of a session is that session's second.
+    let mut elsewhere = Visitor::new();
+    assert_eq!(elsewhere.count(&service, "/foo").await, 1);
+    redis.executed();
+    assert_commands(&redis, &other, &mut elsewhere, &[("/foo", 8)]).await;
     let views = [("/foo", 5), ("/foo", 3), ("/foo", 3)];
     assert_commands(&redis, &other, &mut visitor, &views).await;
     // On the instance that has.
