@@ -10,7 +10,7 @@
 //!    - [`web::session`], the session layer, which reads the cookie,
 //!    - [`web::views`], the middleware that counts the view, and
 //!    - [`web::pages`], the handlers; [`web::page`] renders what they say.
-//! 3. [`store`]: sessions and their views, wherever they live.
+//! 3. [`store`]: sessions and their counts, wherever they live.
 //!    - `store/redis.rs` and `store/memory.rs`: in Redis, and in this process.
 //!    - [`store::committer`]: counting in Redis, and why each view is counted once; `count_views.lua` is its other
 //!      half, `pacing.rs` decides how many views share a call.
@@ -29,7 +29,7 @@
 //! # Words
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
 //! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one path.
-//! - *Session*: a *record*, which is tower-sessions' data, and its *views*, the counts beside it.
+//! - *Session*: a *record*, which is tower-sessions' data, and its *counts*, a hash beside it from path to count.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Batch*: the views in one call. *Call*: one numbered run of `count_views.lua`. *Attempt*: one sending of a
 //!   call. *Lane*: the sequence of calls that share one reply key.

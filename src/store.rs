@@ -1,4 +1,4 @@
-//! Sessions and their views, wherever they live: in Redis, or in this process.
+//! Sessions and their counts, wherever they live: in Redis, or in this process.
 
 pub mod committer;
 mod connection;
@@ -26,7 +26,7 @@ pub use error::Error;
 pub use first_view::FirstView;
 pub use retry::DEADLINE;
 
-/// The sessions and their views. A clone is another handle on the same store.
+/// The sessions and their counts. A clone is another handle on the same store.
 ///
 /// A session lives at least [`Config::session_ttl`] after its last view or save, and at most a 24th of that and 5
 /// seconds longer. The store logs its failures itself.
@@ -56,7 +56,7 @@ impl Store {
         Self(backend)
     }
 
-    /// Counts a view of `path` in the session, and renews the session. Gives the number of its views so far,
+    /// Counts a view of `path` in the session, and renews the session. Returns the number of its views so far,
     /// including this one; none if the session is over.
     ///
     /// # Errors

@@ -42,12 +42,12 @@ async fn an_outage_and_its_end_are_logged_once() {
     }
     let _redis = Redis::start_on(port);
     let lines = |log: Vec<String>, part: &str| log.iter().filter(|line| line.contains(part)).count();
-    eventually("the reconnect is logged", async || (lines(service.log(), "Redis is connected") == 2).then_some(()))
+    eventually("the reconnect is logged", async || (lines(service.log(), "connected to Redis") == 2).then_some(()))
         .await;
     visitor.view(&service, "/").await;
     let log = service.stop();
-    assert_eq!(lines(log.clone(), "Redis is lost"), 1, "{log:#?}");
-    assert_eq!(lines(log.clone(), "Redis is connected"), 2, "{log:#?}");
+    assert_eq!(lines(log.clone(), "the connection to Redis is lost"), 1, "{log:#?}");
+    assert_eq!(lines(log.clone(), "connected to Redis"), 2, "{log:#?}");
     assert_eq!(lines(log.clone(), "WARN"), 1, "{log:#?}");
 }
 

@@ -97,7 +97,7 @@ fn assert_logged_once(log: &[String], outage: &str) {
     assert_eq!(count_lines(log, outage), 1, "{outage}: {log:#?}");
     assert_eq!(count_lines(log, "WARN"), 1, "{log:#?}");
     let connected = if outage == "cannot be reached" { 1 } else { 2 };
-    assert_eq!(count_lines(log, "Redis is connected"), connected, "{log:#?}");
+    assert_eq!(count_lines(log, "connected to Redis"), connected, "{log:#?}");
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn redis_is_killed_and_returns_empty() {
     assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 1);
     assert_ne!(visitor.cookie, old);
     assert_eq!(visitor.count(&service, "/").await, 2);
-    assert_logged_once(&service.stop(), "Redis is lost");
+    assert_logged_once(&service.stop(), "the connection to Redis is lost");
 }
 
 /// The memory of the process, in bytes.
@@ -332,7 +332,7 @@ async fn redis_becomes_a_replica_and_a_primary_again() {
     assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "READONLY"), 1, "{log:#?}");
-    assert_logged_once(&log, "Redis is lost");
+    assert_logged_once(&log, "the connection to Redis is lost");
 }
 
 #[tokio::test]

@@ -1,9 +1,8 @@
 //! Counts views in Redis: many in one call (group commit), and each of them once.
 //!
 //! # Claim
-//! A view that is answered with a number was counted exactly once. For each session and path, every number
-//! from 1 on is answered at most once, and none is skipped but for views that ended in an error or were left by their
-//! client.
+//! A view that is answered with a count was counted exactly once. For each session and path, every count from 1 on
+//! is answered at most once, and none is skipped but for views that ended in an error or were left by their client.
 //!
 //! # Prior art
 //! This is the client table of Viewstamped Replication (Liskov and Cowling, "Viewstamped Replication

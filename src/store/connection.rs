@@ -200,14 +200,14 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
     loop {
         match connect(&known).await {
             Ok((link, mut end)) => {
-                info!("Redis is connected");
+                info!("connected to Redis");
                 state.send_replace(State::Linked(link.clone()));
                 let reason = tokio::select! {
                     end = &mut end => why(end),
                     reason = wait_for(&state, State::lost) => reason,
                 };
                 end.abort();
-                warn!("Redis is lost: {reason}");
+                warn!("the connection to Redis is lost: {reason}");
                 state.send_replace(State::Lost(reason.clone()));
                 known = with_nodes(&config, &link);
                 (was_connected, logged, backoff) = (true, Some(reason), Duration::ZERO);

@@ -3,7 +3,7 @@
 //! | key | type | |
 //! |---|---|---|
 //! | `<id>` | string | a session's record: MessagePack of `[id, data, expiry]`, in the format of tower-sessions-redis-store |
-//! | `v:{<id>}` | hash | its views, path to count, from its second view on; expires a second before the record |
+//! | `v:{<id>}` | hash | its counts by path, from its second view on; expires a second before the record |
 //! | `calls:<instance>` | string | the reply to the last call of an instance |
 //! | `calls:<instance>:{<tag>}` | string | the same in a Cluster: of the last call for the slot of this tag |
 
@@ -18,16 +18,16 @@ pub const NO_SESSION: &str = "v:{}";
 /// How many slots a Cluster has.
 const SLOTS: usize = 16384;
 
-/// The keys of sessions: for each its record, then its views.
+/// The keys of sessions: for each its record, then its counts.
 pub fn of_sessions<'a>(ids: impl ExactSizeIterator<Item = &'a Id>) -> impl Iterator<Item = Key> {
     // One buffer for all of them.
     let mut names = BytesMut::with_capacity(ids.len() * "v:{0123456789012345678901}".len());
     ids.flat_map(move |id| {
-        // The braces put the views into the record's slot.
+        // The braces put the counts into the record's slot.
         let _ = write!(names, "v:{{{id}}}");
-        let views = names.split().freeze();
-        let record = views.slice(3..views.len() - 1);
-        [record, views].map(Key::from)
+        let counts = names.split().freeze();
+        let record = counts.slice(3..counts.len() - 1);
+        [record, counts].map(Key::from)
     })
 }
 

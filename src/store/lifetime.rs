@@ -5,9 +5,9 @@
 //! the window does not renew it again. Times to live are relative and counted by Redis, so the instances' clocks
 //! may show any time.
 //!
-//! Why this is long enough: an instance decides at some moment not to renew a session that it renewed at most a
-//! window ago. The view is answered at most [`DEADLINE`] later. So its time to live was set at
-//! most `window + DEADLINE` before the answer, give or take `DRIFT` between the clocks, and the views end [`MARGIN`] before the record.
+//! Why this is long enough: an instance may skip the renewal of a session if it renewed it at most a window ago. It
+//! answers that view at most [`DEADLINE`] later. So when the view is answered, the keys' time to live was set at most
+//! `window + DEADLINE` ago, give or take `DRIFT` between the clocks; and the counts end [`MARGIN`] before the record.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -21,7 +21,7 @@ use super::retry::DEADLINE;
 /// hour.
 const DRIFT: Duration = Duration::from_millis(1500);
 
-/// How much earlier than its record a session's views end. Before version 7.2, Redis reads its clock for each
+/// How much earlier than its record a session's counts end. Before version 7.2, Redis reads its clock for each
 /// command inside a script; a script must not take longer than this.
 pub const MARGIN: Duration = Duration::from_secs(1);
 
@@ -58,7 +58,7 @@ impl Lifetime {
         (self.ttl / WINDOW_SHARE).min(LONGEST_WINDOW)
     }
 
-    /// How long a record lives after its renewal. Its views end [`MARGIN`] earlier.
+    /// How long a record lives after its renewal. Its counts end [`MARGIN`] earlier.
     pub fn of_record(self) -> Duration {
         self.ttl + self.window() + DEADLINE + DRIFT + MARGIN
     }

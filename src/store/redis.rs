@@ -1,4 +1,4 @@
-//! Sessions in Redis: for each a record and, from its second view on, its views beside it.
+//! Sessions in Redis: for each a record and, from its second view on, its counts beside it.
 
 use std::{iter, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ pub struct Sessions {
     save: Arc<Script>,
     lifetime: Lifetime,
     renewed: Arc<Renewed>,
-    views: Committer<Connection>,
+    committer: Committer<Connection>,
 }
 
 impl Sessions {
@@ -41,7 +41,7 @@ impl Sessions {
         let lifetime = Lifetime::new(ttl);
         let renewed = Arc::new(Renewed::new(lifetime));
         Self {
-            views: Committer::new(connection.clone(), lifetime, renewed.clone()),
+            committer: Committer::new(connection.clone(), lifetime, renewed.clone()),
             save: Arc::new(Script::new(include_str!("save.lua"))),
             connection,
             lifetime,
@@ -51,7 +51,7 @@ impl Sessions {
 
     /// See [`super::Store::count_view`].
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
-        let counted = self.views.count_view(*id, path).await;
+        let counted = self.committer.count_view(*id, path).await;
         counted.inspect_err(Error::report)
     }
 
@@ -78,7 +78,7 @@ impl Sessions {
 }
 
 // tower-sessions-redis-store 0.16 only loads records here. It would set their expiry by this instance's
-// clock; but they must expire with their views, by Redis's clock.
+// clock; but they must expire with their counts, by Redis's clock.
 #[async_trait]
 impl SessionStore for Sessions {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
@@ -138,7 +138,7 @@ impl SessionStore for Sessions {
         Ok(loaded.inspect_err(Error::report)?)
     }
 
-    /// Deletes the session with its views.
+    /// Deletes the session with its counts.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
         let delete = |link: Client| async move {
             let keys: Vec<_> = keys::of_sessions(iter::once(id)).collect();

@@ -25,8 +25,7 @@ impl Script {
     }
 }
 
-/// Runs scripts: the connection does so in Redis, the simulation in tests/ in a world of
-/// its own.
+/// Runs scripts: the connection in Redis, the simulation in tests/ in a world of its own.
 pub trait RunScript: Send + Sync + 'static {
     /// Whether Redis is a Cluster, where the keys of a command must be in one slot.
     fn is_clustered(&self) -> bool;
