@@ -1,121 +1,218 @@
-//! The world: instances, visitors and one Redis; and what must hold after each call, whatever happens.
+//! The world: instances, visitors and one Redis, and what happens to them.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use super::*;
 
-use cloud_run_sessions::store::{
-    DEADLINE, Error, FirstView,
-    committer::Committer,
-    lifetime::{Lifetime, MARGIN, Renewed},
-    script::{RunScript, Script},
-};
-use tokio::{
-    runtime::Builder,
-    time::{Instant, sleep, timeout},
-};
-use tower_sessions::session::{Id, Record};
-use tower_sessions_redis_store::fred::{
-    types::{Key, Value},
-    util::redis_keyslot,
-};
-
-use super::{
-    events::{Event, Fate, History, PATHS, VISITORS},
-    lua::{self, SERVER, Server},
-};
-
-const TTL: Duration = Duration::from_secs(100);
-
-type Page = (i128, &'static str);
-
-/// What is true of the sessions, told from outside.
-#[derive(Clone, Default)]
-struct Truth {
-    /// For each living session how often each page was counted.
-    counts: HashMap<Page, u64>,
-    /// Sessions that ended by an event.
-    ended: HashSet<Id>,
-    /// Calls that were counted.
-    done: HashSet<(Vec<u8>, u64)>,
-    /// When a session was last viewed or saved, in ms of Redis's clock.
-    used: HashMap<Id, u64>,
-}
+const MS: Duration = Duration::from_millis(1);
+/// How long sessions live.
+pub const TTL: Duration = Duration::from_secs(100);
 
 #[derive(Default)]
-struct World {
-    fates: VecDeque<Fate>,
-    knows_script: bool,
-    truth: Truth,
-    replica: Option<(Server, Truth)>,
-    /// How often each number was counted, and answered.
-    issued: BTreeMap<(Page, u64), i64>,
-    answered: BTreeMap<(Page, u64), i64>,
-    /// Views that ended without a number.
-    failed: HashMap<Page, i64>,
-    reply_keys: BTreeSet<Vec<u8>>,
-    has_failed_over: bool,
+pub struct World {
+    pub is_clustered: bool,
+    pub instances: Vec<Instance>,
+    /// The visitors' sessions, and the records of all sessions.
+    visitors: [Option<Id>; VISITORS],
+    records: HashMap<Id, Vec<u8>>,
+    /// What Redis holds, what its replica does, and what was true when that was copied.
+    pub model: Model,
+    replica: Option<(Model, Truth)>,
+    has_lost_scripts: bool,
+    /// Redis's clock: since this moment and this time it has run faster by so many parts per million.
+    since: Option<Instant>,
+    time: u64,
     drift: i64,
-    /// When Redis's clock was last read: the instances' time, in ms.
-    clock: Option<Instant>,
-    violation: Option<String>,
+    /// What happens to the next attempts; what happens to the script that runs, and its keys.
+    fates: VecDeque<Fate>,
+    fate: Option<Fate>,
+    keys: Vec<Vec<u8>>,
+    pub truth: Truth,
+    /// Whether Redis has lost writes. Then they may be counted again, and sessions may be over, or live again.
+    pub has_lost_writes: bool,
+    /// For each page: the counts that Redis gave and that are not answered yet, and the views that ended without one.
+    pub open: HashMap<Page, (Vec<u64>, usize)>,
+    /// The first thing that must hold and did not.
+    pub violation: Option<String>,
 }
 
 thread_local! {
-    static WORLD: RefCell<World> = RefCell::default();
-    static SCRIPTS: RefCell<Option<Rc<[lua::Script; 2]>>> = const { RefCell::new(None) };
+    /// The world of the history that this thread plays.
+    pub static WORLD: std::cell::RefCell<World> = Default::default();
 }
 
-/// Plays the scripts with these sources from now on.
-pub fn use_scripts(count_views: &str, save: &str) {
-    let scripts = [count_views, save].map(|source| lua::Script::new(source).unwrap());
-    SCRIPTS.set(Some(Rc::new(scripts)));
-}
-
-fn scripts() -> Rc<[lua::Script; 2]> {
-    SCRIPTS.with_borrow(|scripts| scripts.clone().unwrap())
-}
-
-fn violate(what: String) {
+/// Acts in the world as it is now. A script must not be run in here: it does so itself.
+pub fn world<T>(act: impl FnOnce(&mut World) -> T) -> T {
     WORLD.with_borrow_mut(|world| {
-        world.violation.get_or_insert(what);
+        let passed = world.since.get_or_insert_with(Instant::now).elapsed().as_millis() as i64;
+        world.model.pass_until(world.time + (passed + passed * world.drift / 1_000_000) as u64);
+        act(world)
+    })
+}
+
+/// Plays a history. Gives the world as it is afterwards.
+pub fn play(history: &History) -> World {
+    WORLD.set(World { is_clustered: history.is_clustered, ..World::default() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        world(|world| world.instances = [0, 1].map(|_| start(world.is_clustered)).into());
+        for event in &history.events {
+            match *event {
+                Event::Wait(time) => sleep(time * MS).await,
+                event => world(|world| world.happens(event)),
+            }
+        }
+        // Views end, what is late arrives, and lanes end.
+        sleep(Duration::from_secs(60)).await;
+        world(World::judge_end);
+    });
+    WORLD.take()
+}
+
+impl World {
+    /// Lets an event happen that takes no time, or begins one that does.
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::Wait(_) => unreachable!("the history waits"),
+            Event::View(visitor, path, instance, patience) => {
+                tokio::spawn(view(visitor, path, self.instances[instance].clone(), patience * MS));
+            }
+            Event::Next(fate) => self.fates.push_back(fate),
+            Event::Save(visitor, instance) => {
+                let Some(id) = self.visitors[visitor] else { return };
+                tokio::spawn(save(id, self.instances[instance].clone()));
+            }
+            Event::Delete(visitor) | Event::NewId(visitor) => {
+                let Some(id) = self.visitors[visitor].take() else { return };
+                let [record, views] = keys(id);
+                let _ = self.model.execute(&[b"DEL", &record, &views]);
+                self.truth.lives.remove(&id);
+                if let Event::NewId(_) = event {
+                    self.begin(visitor, None, &self.instances[0].clone());
+                }
+            }
+            Event::Break(visitor, time) => {
+                let Some(id) = self.visitors[visitor] else { return };
+                self.overwrite(id, b"a record that nobody can read");
+                tokio::spawn(async move {
+                    sleep(time * MS).await;
+                    world(|world| world.overwrite(id, &world.records[&id].clone()));
+                });
+            }
+            Event::LoseScripts => self.has_lost_scripts = true,
+            Event::RestartEmpty => {
+                (self.model, self.truth, self.has_lost_writes) = (Model::default(), Truth::default(), true);
+                self.has_lost_scripts = true;
+            }
+            Event::Replicate => self.replica = Some((self.model.clone(), self.truth.clone())),
+            Event::FailOver => {
+                let Some((model, truth)) = self.replica.take() else { return };
+                (self.model, self.truth, self.has_lost_writes) = (model, truth, true);
+            }
+            Event::Crash(instance) => self.instances[instance] = start(self.is_clustered),
+            Event::Drift(drift) => (self.since, self.time, self.drift) = (Some(Instant::now()), self.model.now, drift),
+        }
+    }
+
+    /// Creates a session, as the session layer does after a visitor's first view.
+    fn begin(&mut self, visitor: usize, first: Option<&'static str>, instance: &Instance) {
+        let id = Id(1 + self.records.len() as i128);
+        let data = first.map(|path| (FirstView::KEY.to_owned(), path.into())).into_iter().collect();
+        let record = rmp_serde::to_vec(&Record { id, data, expiry_date: time::OffsetDateTime::UNIX_EPOCH }).unwrap();
+        let life = Lifetime::new(TTL).record_millis().to_string();
+        let _ = self.model.execute(&[b"SET", &keys(id)[0], &record, b"PX", life.as_bytes()]);
+        instance.renewed.remember([id].into_iter(), Instant::now());
+        self.visitors[visitor] = Some(id);
+        self.records.insert(id, record);
+        self.truth.lives.insert(id, self.model.now + TTL.as_millis() as u64);
+        self.truth.counts.extend(first.map(|path| ((id, path), 1)));
+    }
+
+    /// Overwrites the record of a session that lives.
+    fn overwrite(&mut self, id: Id, record: &[u8]) {
+        let _ = self.model.execute(&[b"SET", &keys(id)[0], record, b"XX", b"KEEPTTL"]);
+    }
+
+    /// Executes a command of a script, unless it is the one that fails.
+    pub fn execute(&mut self, command: &[&[u8]]) -> model::Result {
+        let keys = if command[0] == b"DEL" { &command[1..] } else { &command[1..2] };
+        let are_given = keys.iter().all(|key| self.keys.iter().any(|given| given == key));
+        must!(self, are_given, "a script uses keys that it was not given");
+        // Commands that undo, or that follow the kept reply, never fail: Redis has already let this script write.
+        let may_fail = !matches!(command[0], b"DEL" | b"HDEL" | b"PEXPIRE") && command.last() != Some(&&b"-1"[..]);
+        match self.fate {
+            Some(Fate::Slow(tick)) => (self.model.now, self.time) = (self.model.now + tick, self.time + tick),
+            Some(Fate::Fails(left, error)) if may_fail => {
+                self.fate = (left > 0 && command[0] != b"SET").then(|| Fate::Fails(left - 1, error));
+                if left == 0 {
+                    return Err(error);
+                }
+            }
+            _ => {}
+        }
+        self.model.execute(command)
+    }
+}
+
+/// A visitor views a page, as the web layer does.
+async fn view(visitor: usize, path: &'static str, instance: Instance, patience: Duration) {
+    let Some(id) = world(|world| world.visitors[visitor]) else {
+        return world(|world| world.begin(visitor, Some(path), &instance));
+    };
+    let counted = timeout(patience.min(DEADLINE), instance.committer.count_view(id, path)).await;
+    world(|world| {
+        if let Ok(Ok(Some(count))) = counted {
+            return world.judge_answer(id, path, count);
+        }
+        // It may have been counted, even if its session is over: before the session was deleted.
+        world.open.entry((id, path)).or_default().1 += 1;
+        // Another view of this visitor may have begun a session meanwhile.
+        if matches!(counted, Ok(Ok(None))) && world.visitors[visitor].is_none_or(|current| current == id) {
+            world.begin(visitor, Some(path), &instance);
+        }
     });
 }
 
-macro_rules! must {
-    ($holds:expr, $($what:tt)+) => { if !$holds { violate(format!($($what)+)) } };
-}
-
-/// Lets Redis's clock pass as the instances' has.
-fn pass_time() {
-    WORLD.with_borrow_mut(|world| {
-        let now = Instant::now();
-        let passed = world.clock.replace(now).map_or(0, |then| (now - then).as_millis() as i64);
-        let passed = passed + passed * world.drift / 1_000_000;
-        SERVER.with_borrow_mut(|server| server.model.now += passed.max(0) as u64);
+/// Saves a session, as store/redis.rs does, which is not simulated.
+async fn save(id: Id, instance: Instance) {
+    let begin = Instant::now();
+    if !instance.renewed.are_due([id].iter(), begin)[0] {
+        return;
+    }
+    let [life, margin] = [Lifetime::new(TTL).record_millis(), MARGIN.as_millis() as i64];
+    let (lives, record) = world(|world| (world.model.left(&keys(id)[0]), world.records[&id].clone()));
+    let arguments = vec![record, life.to_string().into_bytes(), margin.to_string().into_bytes()];
+    let (_, saved) = Call { script: "save", keys: keys(id).to_vec(), arguments, in_full: true }.run(None);
+    world(|world| {
+        let lives = lives > Some(margin as u64);
+        must!(world, saved.as_deref() == Ok(if lives { "1" } else { "0" }), "a save is answered {saved:?}");
+        world.judge_keys(&keys(id));
+        if lives {
+            world.is_used(id);
+            instance.renewed.remember([id].into_iter(), begin);
+        }
     });
 }
 
-fn views_key(id: Id) -> Vec<u8> {
-    format!("v:{{{id}}}").into_bytes()
+/// The keys of a session's record and of its views.
+pub fn keys(id: Id) -> [Vec<u8>; 2] {
+    [id.to_string().into_bytes(), format!("v:{{{id}}}").into_bytes()]
 }
 
-fn left(key: &[u8]) -> Option<u64> {
-    pass_time();
-    SERVER.with_borrow_mut(|server| server.model.left(key))
-}
-
-/// One instance's way to Redis.
 #[derive(Clone)]
-struct Way {
-    is_alive: Arc<AtomicBool>,
+pub struct Instance {
+    renewed: Arc<Renewed>,
+    pub committer: Committer<Way>,
+}
+
+fn start(is_clustered: bool) -> Instance {
+    let renewed = Arc::new(Renewed::new(Lifetime::new(TTL)));
+    let way = Way { renewed: renewed.clone(), is_clustered };
+    Instance { committer: Committer::new(way, Lifetime::new(TTL), renewed.clone()), renewed }
+}
+
+/// The way to Redis of the instance that has this memory.
+#[derive(Clone)]
+pub struct Way {
+    renewed: Arc<Renewed>,
     is_clustered: bool,
 }
 
@@ -132,474 +229,66 @@ impl RunScript for Way {
         keys: Vec<Key>,
         arguments: Vec<Value>,
     ) -> Result<String, Error> {
-        const WAY: Duration = Duration::from_millis(1);
-        let call = Call {
-            keys: keys.iter().map(|key| key.as_bytes().to_vec()).collect(),
-            arguments: arguments.iter().map(|value| value.as_string().unwrap().into_bytes()).collect(),
-            in_full,
-            is_clustered: self.is_clustered,
-            is_late: false,
-        };
-        let fate = WORLD.with_borrow_mut(|world| world.fates.pop_front());
-        let millis = Duration::from_millis;
-        let later = |call: Call, late| {
-            tokio::spawn(async move {
-                sleep(millis(late)).await;
-                let _ = Call { is_late: true, ..call }.arrive(None);
-            });
-        };
+        let keys = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+        let arguments = arguments.iter().map(|value| value.as_string().unwrap().into_bytes()).collect();
+        let call = Call { script: "count_views", keys, arguments, in_full };
+        let fate = world(|world| world.fates.pop_front());
         if Instant::now() >= send_by {
             return Err(Error::Unreached);
         }
-        if let Some(Fate::FrozenBefore(time)) = fate {
-            sleep(millis(time)).await;
-        }
-        sleep(WAY).await;
+        sleep(MS * if let Some(Fate::FrozenBefore(time)) = fate { 1 + time } else { 1 }).await;
         let reply = match fate {
-            Some(Fate::Lost) => Err(Error::Unanswered),
-            Some(Fate::Late(late)) => {
-                later(call, late);
-                Err(Error::Unanswered)
-            }
-            Some(Fate::ReplyLost) => {
-                let _ = call.arrive(fate);
-                Err(Error::Unanswered)
-            }
-            Some(Fate::Refused(error)) => Err(Error::Refused(error.to_owned())),
-            _ => {
-                let reply = call.arrive(fate);
-                if let Some(Fate::Twice(late)) = fate {
-                    later(call, late);
-                }
-                reply
-            }
+            Some(Fate::Lost | Fate::Late(_)) => Err(Error::Unanswered),
+            Some(Fate::ReplyLost) => call.arrive(fate).and(Err(Error::Unanswered)),
+            _ => call.arrive(fate),
         };
-        sleep(WAY).await;
-        if let Some(Fate::Answered(time) | Fate::FrozenAfter(time)) = fate {
-            sleep(millis(time)).await;
+        if let Some(Fate::Late(time) | Fate::Twice(time)) = fate {
+            tokio::spawn(async move {
+                sleep(time * MS).await;
+                let _ = call.arrive(Some(Fate::Late(time)));
+            });
         }
-        if !self.is_alive.load(Relaxed) {
+        sleep(MS * if let Some(Fate::Answered(time)) = fate { 1 + time } else { 1 }).await;
+        if !world(|world| world.instances.iter().any(|living| Arc::ptr_eq(&living.renewed, &self.renewed))) {
+            // The instance has crashed.
             std::future::pending().await
         }
-        match reply {
-            // The connection gives up such a server.
-            Err(Error::Refused(error)) if error.starts_with("READONLY") => Err(Error::Unreached),
-            reply => reply,
-        }
+        reply
     }
 }
 
-/// A call on its way.
-#[derive(Clone)]
-struct Call {
-    keys: Vec<Vec<u8>>,
-    arguments: Vec<Vec<u8>>,
+/// A call of a script, on its way.
+pub struct Call {
+    script: &'static str,
+    pub keys: Vec<Vec<u8>>,
+    pub arguments: Vec<Vec<u8>>,
     in_full: bool,
-    is_clustered: bool,
-    /// Whether nobody waits for it any more.
-    is_late: bool,
 }
 
 impl Call {
-    /// Arrives at Redis, which runs the script.
+    /// Arrives at Redis and counts views.
     fn arrive(&self, fate: Option<Fate>) -> Result<String, Error> {
-        let knows_script = WORLD.with_borrow_mut(|world| {
-            world.knows_script |= self.in_full;
-            world.knows_script
-        });
-        if !knows_script {
-            return Err(Error::Refused("NOSCRIPT No matching script".to_owned()));
-        }
-        pass_time();
-        if self.is_clustered {
-            let slots: HashSet<_> = self.keys.iter().map(|key| redis_keyslot(key)).collect();
-            must!(slots.len() == 1, "a call with keys in {} slots", slots.len());
-        }
-        let before = SERVER.with_borrow_mut(|server| {
-            server.fails = match fate {
-                Some(Fate::Fails(at, error)) => Some((at, error)),
-                _ => None,
-            };
-            server.tick = if let Some(Fate::Slow(tick)) = fate { tick } else { 0 };
-            // Expired entries are gone, whether or not they were accessed.
-            for key in &self.keys {
-                server.model.get(key);
+        let reply = match fate {
+            Some(Fate::Refused(error)) => Err(error.to_owned()),
+            _ if !self.in_full && world(|world| world.has_lost_scripts) => Err("NOSCRIPT No script".to_owned()),
+            _ => {
+                world(|world| world.has_lost_scripts = false);
+                let (before, reply) = self.run(fate);
+                world(|world| world.judge_call(self, &before, &reply, matches!(fate, Some(Fate::Late(_)))));
+                reply
             }
-            server.model.entries.clone()
-        });
-        let reply = scripts()[0].run(&self.keys, &self.arguments);
-        SERVER.with_borrow_mut(|server| {
-            server.model.now += std::mem::take(&mut server.model.ahead);
-            (server.fails, server.tick) = (None, 0);
-        });
-        self.judge(&before, &reply);
-        reply.map_err(Error::Refused)
-    }
-
-    fn number(&self) -> u64 {
-        std::str::from_utf8(&self.arguments[0]).unwrap().parse().unwrap()
-    }
-
-    fn judge(&self, before: &BTreeMap<Vec<u8>, super::model::Entry>, reply: &Result<String, String>) {
-        let (number, lane) = (self.number(), &self.keys[0]);
-        let own = reply.as_ref().ok().and_then(|reply| reply.strip_prefix(&format!("{number}\n")));
-        must!(self.is_late || own.is_some() || reply.is_err(), "call {number} is awaited, and a newer one was kept");
-        let call = (lane.clone(), number);
-        let is_first = WORLD.with_borrow_mut(|world| {
-            world.reply_keys.insert(lane.clone());
-            own.is_some() && !world.truth.done.contains(&call)
-        });
-        let lines: Vec<_> = own.unwrap_or_default().split('\n').collect();
-        if is_first {
-            must!(lines.len() == self.views().count(), "{} lines", lines.len());
-            let is_kept = lines.iter().any(|line| *line != "0");
-            if is_kept {
-                WORLD.with_borrow_mut(|world| world.truth.done.insert(call));
-            }
-            for ((id, path), line) in self.views().zip(&lines) {
-                self.judge_view(id, path, line, before);
-            }
-        } else {
-            SERVER.with_borrow(|server| {
-                let after = &server.model.entries;
-                let mut keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-                keys.retain(|key| !key.starts_with(b"calls:") && before.get(*key) != after.get(*key));
-                // A record in its last moment may go: its session is over.
-                let last = server.model.now + MARGIN.as_millis() as u64;
-                keys.retain(|key| after.contains_key(*key) || before[*key].ends > Some(last));
-                if let Some(key) = keys.first() {
-                    let name = String::from_utf8_lossy(key);
-                    let (was, is) = (before.get(*key), after.get(*key));
-                    violate(format!("call {number} is not counted, {reply:?}, but {name} was {was:?}, is {is:?}"));
-                }
-            });
-        }
-        judge_keys();
-    }
-
-    /// A view that the script says it has looked at.
-    fn judge_view(&self, id: Id, path: &'static str, line: &str, before: &BTreeMap<Vec<u8>, super::model::Entry>) {
-        let record = id.to_string().into_bytes();
-        if line.starts_with('-') {
-            return;
-        }
-        let Ok(count) = line.parse::<u64>() else {
-            return violate(format!("no count: {line:?}"));
         };
-        let is_left = SERVER.with_borrow(|server| server.model.entries.contains_key(&record));
-        must!(count > 0 || !is_left, "a session is over, and its record is left");
-        WORLD.with_borrow_mut(|world| {
-            let now = SERVER.with_borrow(|server| server.model.now);
-            if count == 0 {
-                let used = world.truth.used.get(&id).copied().unwrap_or_default();
-                let is_early = !world.truth.ended.contains(&id) && now < used + TTL.as_millis() as u64;
-                if is_early && !world.has_failed_over {
-                    let what = format!("a session is over {} ms after its last use", now - used);
-                    world.violation.get_or_insert(what);
-                }
-                return;
-            }
-            let expected = world.truth.counts.entry((id.0, path)).or_default();
-            *expected += 1;
-            let is_over = world.truth.ended.contains(&id) || !before.contains_key(&record);
-            if is_over || count != *expected {
-                let what = format!("{path} counted to {count}, not {expected}; session over: {is_over}");
-                world.violation.get_or_insert(what);
-            }
-            *world.issued.entry(((id.0, path), count)).or_default() += 1;
+        // The connection gives up a server that is read-only.
+        reply.map_err(|error| if error.starts_with("READONLY") { Error::Unreached } else { Error::Refused(error) })
+    }
+
+    /// Redis runs the script. Gives what its keys held before, and the reply.
+    fn run(&self, fate: Option<Fate>) -> (Entries, Result<String, String>) {
+        let before = world(|world| {
+            (world.fate, world.keys) = (fate, self.keys.clone());
+            let entry = |key: &Vec<u8>| Some((key.clone(), world.model.entries.get(key)?.clone()));
+            self.keys.iter().filter_map(entry).collect()
         });
+        (before, lua::run(self.script, &self.keys, &self.arguments))
     }
-
-    fn views(&self) -> impl Iterator<Item = (Id, &'static str)> {
-        let ids = self.keys[1..].chunks(2).map(|keys| std::str::from_utf8(&keys[0]).unwrap().parse().unwrap());
-        let paths = self.arguments[5..].chunks(2).map(|arguments| {
-            let is_this = |path: &&&str| path.as_bytes() == arguments[0];
-            *PATHS.iter().find(is_this).unwrap()
-        });
-        ids.zip(paths)
-    }
-}
-
-/// What must hold of all keys at any time.
-fn judge_keys() {
-    let longest = Lifetime::new(TTL).of_record().as_millis() as u64;
-    SERVER.with_borrow_mut(|server| {
-        let model = &mut server.model;
-        let keys: Vec<_> = model.entries.keys().cloned().collect();
-        for key in &keys {
-            let Some(ends) = model.get(key).map(|entry| entry.ends) else {
-                continue;
-            };
-            let name = String::from_utf8_lossy(key).into_owned();
-            must!(ends.is_some(), "{name} lives for ever");
-            if key.starts_with(b"calls:") {
-                continue;
-            }
-            let ends = ends.unwrap_or_default();
-            must!(ends <= model.now + longest, "{name} lives {} ms", ends - model.now);
-            if let Some(id) = name.strip_prefix("v:{") {
-                let record = model.get(&id.as_bytes()[..id.len() - 1]).and_then(|entry| entry.ends);
-                must!(record >= Some(ends), "views end at {ends}, their record at {record:?}");
-            }
-        }
-        let replies = keys.iter().filter(|key| key.starts_with(b"calls:")).count();
-        WORLD.with_borrow_mut(|world| {
-            if replies > world.reply_keys.len() {
-                world.violation.get_or_insert(format!("{replies} kept replies"));
-            }
-        });
-    });
-}
-
-struct Instance {
-    way: Way,
-    committer: Committer<Way>,
-    renewed: Arc<Renewed>,
-}
-
-impl Instance {
-    fn start(is_clustered: bool) -> Rc<Self> {
-        let renewed = Arc::new(Renewed::new(Lifetime::new(TTL)));
-        let way = Way { is_alive: Arc::new(AtomicBool::new(true)), is_clustered };
-        let committer = Committer::new(way.clone(), Lifetime::new(TTL), renewed.clone());
-        Rc::new(Self { way, committer, renewed })
-    }
-
-    /// Creates a session, as the session layer does after the first view of a new visitor.
-    fn create(&self, id: Id, first: Option<&'static str>) {
-        self.set(id, first, Lifetime::new(TTL).record_millis());
-        self.renewed.remember([id].into_iter(), Instant::now());
-    }
-
-    fn set(&self, id: Id, first: Option<&'static str>, life: i64) {
-        pass_time();
-        let value = record(id, first);
-        let command = [b"SET".to_vec(), id.to_string().into(), value, b"PX".to_vec(), life.to_string().into()];
-        let now = SERVER.with_borrow_mut(|server| {
-            server.model.execute(&command);
-            server.model.now
-        });
-        WORLD.with_borrow_mut(|world| {
-            world.truth.used.insert(id, now);
-            if let Some(path) = first {
-                world.truth.counts.insert((id.0, path), 1);
-            }
-        });
-    }
-
-    /// Saves a session, as store/redis.rs does, which then is renewed or has been so lately.
-    fn save(&self, id: Id, first: Option<&'static str>) {
-        pass_time();
-        let begin = Instant::now();
-        if !self.renewed.are_due([id].iter(), begin)[0] {
-            return;
-        }
-        let key = id.to_string().into_bytes();
-        let is_alive = SERVER.with_borrow_mut(|server| server.model.left(&key)) > Some(MARGIN.as_millis() as u64);
-        let life = Lifetime::new(TTL).record_millis().to_string().into_bytes();
-        let arguments = [record(id, first), life, MARGIN.as_millis().to_string().into()];
-        let saved = scripts()[1].run(&[key, views_key(id)], &arguments);
-        must!(saved.is_ok(), "{saved:?}");
-        self.renewed.remember([id].into_iter(), begin);
-        if is_alive {
-            let now = SERVER.with_borrow(|server| server.model.now);
-            WORLD.with_borrow_mut(|world| world.truth.used.insert(id, now));
-        }
-        judge_keys();
-    }
-}
-
-fn record(id: Id, first: Option<&str>) -> Vec<u8> {
-    let data = first.map(|path| (FirstView::KEY.to_owned(), path.into()));
-    let record = Record { id, data: data.into_iter().collect(), expiry_date: time::OffsetDateTime::UNIX_EPOCH };
-    rmp_serde::to_vec(&record).unwrap()
-}
-
-#[derive(Clone, Copy)]
-struct Session {
-    id: Id,
-    first: Option<&'static str>,
-}
-
-/// Plays a history. Gives the first thing that must hold and did not.
-pub fn play(history: &History) -> Option<String> {
-    WORLD.set(World { knows_script: true, ..World::default() });
-    SERVER.set(Server::default());
-    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, happen(history));
-    WORLD.take().violation
-}
-
-async fn happen(history: &History) {
-    let start = || Instance::start(history.is_clustered);
-    let mut instances: Vec<_> = (0..history.instances).map(|_| start()).collect();
-    let visitors: Rc<RefCell<Vec<Option<Session>>>> = Rc::new(RefCell::new(vec![None; VISITORS]));
-    let mut views = Vec::new();
-    let mut ids = 0;
-    let end = |visitor: &mut Option<Session>| {
-        if let Some(session) = visitor.take() {
-            let commands = [b"DEL".to_vec(), session.id.to_string().into(), views_key(session.id)];
-            SERVER.with_borrow_mut(|server| server.model.execute(&commands));
-            WORLD.with_borrow_mut(|world| world.truth.ended.insert(session.id));
-            return Some(session);
-        }
-        None
-    };
-    for event in &history.events {
-        ids += 1;
-        match *event {
-            Event::View { visitor, path, instance, patience } => {
-                let (instance, visitors) = (instances[instance].clone(), visitors.clone());
-                let view = view(instance, visitors, visitor, PATHS[path], patience, Id(ids));
-                views.push(tokio::task::spawn_local(view));
-            }
-            Event::Wait(time) => sleep(Duration::from_millis(time)).await,
-            Event::Next(fate) => WORLD.with_borrow_mut(|world| world.fates.push_back(fate)),
-            Event::Save { visitor, instance } => {
-                if let Some(session) = visitors.borrow()[visitor] {
-                    instances[instance].save(session.id, session.first);
-                }
-            }
-            Event::Delete(visitor) => drop(end(&mut visitors.borrow_mut()[visitor])),
-            Event::NewId(visitor) => {
-                let visitor = &mut visitors.borrow_mut()[visitor];
-                if end(visitor).is_some() {
-                    *visitor = Some(Session { id: Id(ids), first: None });
-                    instances[0].create(Id(ids), None);
-                }
-            }
-            Event::Break(visitor, time) => {
-                if let Some(session) = visitors.borrow()[visitor] {
-                    let key = session.id.to_string().into_bytes();
-                    let put = move |value: Vec<u8>| {
-                        let command = [b"SET".to_vec(), key.clone(), value, b"XX".to_vec(), b"KEEPTTL".to_vec()];
-                        SERVER.with_borrow_mut(|server| server.model.execute(&command));
-                    };
-                    pass_time();
-                    put(b"a record that nobody can read".to_vec());
-                    tokio::task::spawn_local(async move {
-                        sleep(Duration::from_millis(time)).await;
-                        pass_time();
-                        put(record(session.id, session.first));
-                    });
-                }
-            }
-            Event::LoseScripts => WORLD.with_borrow_mut(|world| world.knows_script = false),
-            Event::RestartEmpty => {
-                SERVER.with_borrow_mut(|server| server.model.entries.clear());
-                WORLD.with_borrow_mut(|world| {
-                    world.knows_script = false;
-                    world.has_failed_over = true;
-                    let all: Vec<_> = world.truth.used.keys().copied().collect();
-                    world.truth.ended.extend(all);
-                });
-            }
-            Event::Replicate => WORLD.with_borrow_mut(|world| {
-                world.replica = Some((SERVER.with_borrow(Server::clone), world.truth.clone()));
-            }),
-            Event::FailOver => {
-                pass_time();
-                WORLD.with_borrow_mut(|world| {
-                    if let Some((server, truth)) = world.replica.take() {
-                        let now = SERVER.with_borrow(|server| server.model.now);
-                        SERVER.set(server);
-                        SERVER.with_borrow_mut(|server| server.model.now = now);
-                        // What was lost may be counted again, and what has ended since may live again.
-                        world.truth = truth;
-                        world.has_failed_over = true;
-                    }
-                });
-            }
-            Event::Crash(instance) => {
-                instances[instance].way.is_alive.store(false, Relaxed);
-                instances[instance] = start();
-            }
-            Event::Drift(drift) => {
-                pass_time();
-                WORLD.with_borrow_mut(|world| world.drift = drift);
-            }
-        }
-    }
-    for view in views {
-        view.await.unwrap();
-    }
-    // What is late arrives, and lanes end.
-    sleep(Duration::from_secs(60)).await;
-    for instance in &instances {
-        must!(instance.committer.is_idle(), "an instance is not idle after all views");
-    }
-    WORLD.with_borrow_mut(|world| {
-        let mut skipped: BTreeMap<Page, i64> = BTreeMap::new();
-        for ((page, number), issued) in &world.issued {
-            let answered = world.answered.get(&(*page, *number)).copied().unwrap_or_default();
-            *skipped.entry(*page).or_default() += issued - answered;
-        }
-        for (page, skipped) in skipped {
-            let failed = world.failed.get(&page).copied().unwrap_or_default();
-            // A call whose count was lost may be counted twice, by an attempt that is late.
-            if skipped > failed && !world.has_failed_over {
-                let what = format!("{skipped} numbers of {} skipped for {failed} failed views", page.1);
-                world.violation.get_or_insert(what);
-            }
-        }
-    });
-}
-
-async fn view(
-    instance: Rc<Instance>,
-    visitors: Rc<RefCell<Vec<Option<Session>>>>,
-    visitor: usize,
-    path: &'static str,
-    patience: u64,
-    new_id: Id,
-) {
-    let begin = |session: &mut Option<Session>| {
-        *session = Some(Session { id: new_id, first: Some(path) });
-        instance.create(new_id, Some(path));
-    };
-    let session = {
-        let session = &mut visitors.borrow_mut()[visitor];
-        let Some(known) = session else {
-            return begin(session);
-        };
-        *known
-    };
-    let page = (session.id.0, path);
-    let patience = DEADLINE.min(Duration::from_millis(patience));
-    let failed = || WORLD.with_borrow_mut(|world| *world.failed.entry(page).or_default() += 1);
-    match timeout(patience, instance.committer.count_view(session.id, path)).await {
-        Ok(Ok(Some(count))) => {
-            let is_issued = WORLD.with_borrow_mut(|world| {
-                let answered = world.answered.entry((page, count)).or_default();
-                *answered += 1;
-                *answered <= world.issued.get(&(page, count)).copied().unwrap_or_default()
-            });
-            must!(is_issued, "{path}: {count} is answered more often than it was counted");
-            judge_life(session.id);
-        }
-        Ok(Ok(None)) => {
-            // It may have been counted before the session was deleted, and its reply lost.
-            failed();
-            // Another view of this visitor may have begun a session meanwhile.
-            let current = &mut visitors.borrow_mut()[visitor];
-            if current.is_none_or(|current| current.id == session.id) {
-                begin(current);
-            }
-        }
-        Ok(Err(Error::Unanswered | Error::Refused(_)) | Err(_)) | Err(_) => failed(),
-    }
-}
-
-/// A session lives as long as is promised after a view.
-fn judge_life(id: Id) {
-    let (record, views) = (left(id.to_string().as_bytes()), left(&views_key(id)));
-    let now = SERVER.with_borrow(|server| server.model.now);
-    let is_sure = WORLD.with_borrow_mut(|world| {
-        world.truth.used.insert(id, now);
-        !world.has_failed_over && !world.truth.ended.contains(&id)
-    });
-    // A view of one page, and no views of others, has no hash yet.
-    let ttl = TTL.as_millis() as u64;
-    let lives = |left: Option<u64>| left.is_some_and(|left| left + 5 >= ttl);
-    must!(!is_sure || lives(record) && lives(views), "after a view {record:?} and {views:?} ms are left of {ttl}");
 }
