@@ -8,16 +8,12 @@ ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-re
 # First the dependencies, which change less often than the sources. Without a named target, the flags would also apply
 # to procedural macros.
 COPY Cargo.toml Cargo.lock ./
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    --mount=type=cache,target=/build/target \
-    mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
+RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked --target host-tuple
 
 COPY src src
 COPY templates templates
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    --mount=type=cache,target=/build/target \
-    touch src/lib.rs src/main.rs \
+RUN touch src/lib.rs src/main.rs \
     && cargo build --release --locked --target host-tuple \
     && cp target/*/release/cloud-run-sessions /
 

@@ -18,9 +18,9 @@ const REDIS_SCHEMES: [&str; 6] =
 /// A shorter secret could be guessed, and the key derivation demands 32 bytes.
 const SECRET_MIN_CHARS: usize = 32;
 
-/// The filter that `RUST_LOG` is appended to. tower-sessions warns of every malformed id that a client sends, and
-/// logs a failed save that [`crate::store::Store`] has logged already.
-const QUIET: &str = "tower_sessions=off,tower_sessions_core=off";
+/// The filter that `RUST_LOG` is appended to. tower-sessions logs failures that [`crate::store::Store`] has logged
+/// already.
+const QUIET: &str = "tower_sessions_core=off";
 
 /// Counts page views per visitor, exactly, in sessions kept in Redis.
 ///
@@ -29,7 +29,7 @@ const QUIET: &str = "tower_sessions=off,tower_sessions_core=off";
 #[derive(Clone, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Port to listen on, on all IPv4 interfaces: 0 to 65535; 0 takes a free port, which the log names
+    /// Port to listen on, on all IPv4 and IPv6 interfaces: 0 to 65535; 0 takes a free port, which the log names
     #[arg(long, env = "PORT", default_value = "8080", value_parser = setting(port))]
     pub port: u16,
 
@@ -48,6 +48,15 @@ pub struct Config {
     /// Signs the session cookie, at least 32 characters; without it, cookies are not signed
     #[arg(long, env = "SESSION_SECRET", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret: Option<Key>,
+
+    /// The secret before or after SESSION_SECRET: a cookie that it signed is valid too, and is signed anew when it comes
+    #[arg(long, env = "SESSION_SECRET_PREVIOUS", hide_env_values = true, value_parser = setting(session_secret))]
+    pub session_secret_previous: Option<Key>,
+
+    /// Whether clients use HTTPS, by which true makes the cookie `Secure` and gives it the prefix `__Host-`; by default
+    /// true on Cloud Run only
+    #[arg(long, env = "SECURE_COOKIE", value_parser = setting(true_or_false))]
+    secure_cookie: Option<bool>,
 
     /// Log level: off, error, warn, info, debug or trace; or TARGET=LEVEL,...
     #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = setting(rust_log))]
@@ -80,7 +89,15 @@ impl Config {
                 allowed_urls()
             ));
         }
+        if config.session_secret_previous.is_some() && config.session_secret.is_none() {
+            return Err("SESSION_SECRET_PREVIOUS is set without SESSION_SECRET; allowed: both, or none".to_owned());
+        }
         Ok(config)
+    }
+
+    /// Whether the session cookie is for HTTPS only.
+    pub fn is_cookie_secure(&self) -> bool {
+        self.secure_cookie.unwrap_or(self.on_cloud_run())
     }
 
     /// Whether the platform is Cloud Run: then clients use HTTPS, and logs are JSON.
@@ -142,6 +159,10 @@ fn session_secret(value: &str) -> Result<Key, String> {
         return Err(format!("is too short: {chars} characters; allowed: {SECRET_MIN_CHARS} or more"));
     }
     Ok(Key::derive_from(value.as_bytes()))
+}
+
+fn true_or_false(value: &str) -> Result<bool, String> {
+    value.parse().map_err(|_| "is not true or false; allowed: true, false".to_owned())
 }
 
 fn rust_log(value: &str) -> Result<Targets, String> {

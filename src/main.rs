@@ -1,6 +1,6 @@
 //! The program: reads the settings, opens the store, and serves until SIGTERM.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use cloud_run_sessions::{
     config::Config,
@@ -8,8 +8,11 @@ use cloud_run_sessions::{
     telemetry,
     web::{app, server},
 };
-use tokio::runtime;
+use tokio::{runtime, time::timeout};
 use tracing::info;
+
+/// How long a start waits for Redis. After that it listens, and answers 503 until Redis is there.
+const CONNECT_FIRST: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let config = match Config::read() {
@@ -45,9 +48,14 @@ fn serve(config: &Config) -> Result<(), String> {
 async fn run(config: &Config) -> Result<(), String> {
     let shutdown =
         server::shutdown_signal().map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
-    let listener =
-        server::listen(config.port).map_err(|error| format!("cannot listen on PORT {}: {error}", config.port))?;
+    let port = |error| format!("cannot listen on PORT {}: {error}", config.port);
+    let bound = server::bind(config.port).map_err(port)?;
     let store = Store::open(config);
+    // A platform sends requests once this process listens. If the settings are wrong, it ends before.
+    if let Ok(outcome) = timeout(CONNECT_FIRST, store.connected()).await {
+        outcome.map_err(|problem| format!("REDIS_URL: {problem}"))?;
+    }
+    let listener = bound.listen().map_err(port)?;
     let service = app::service(app::router(&store, config));
     if let Ok(address) = listener.local_addr() {
         info!("listening on http://{address}");

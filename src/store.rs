@@ -47,8 +47,9 @@ impl Store {
             Some(redis) => Backend::Redis(redis::Sessions::new(Connection::open(redis), ttl)),
             None => {
                 info!(
-                    "no REDIS_URL: sessions live in this process and end with it; it keeps the {} that were viewed last",
-                    memory::MAX_SESSIONS
+                    "no REDIS_URL: sessions live in this process and end with it; \
+                     it keeps those that were viewed last, up to {} MB",
+                    memory::MAX_BYTES / 1_000_000
                 );
                 Backend::Memory(memory::Sessions::new(ttl))
             }
@@ -76,6 +77,17 @@ impl Store {
     pub async fn ping(&self) -> Result<(), Error> {
         match &self.0 {
             Backend::Redis(sessions) => sessions.ping().await,
+            Backend::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Resolves when Redis is connected for the first time.
+    ///
+    /// # Errors
+    /// The reason, if Redis rejects the settings.
+    pub async fn connected(&self) -> Result<(), String> {
+        match &self.0 {
+            Backend::Redis(sessions) => sessions.connected().await,
             Backend::Memory(_) => Ok(()),
         }
     }

@@ -46,9 +46,16 @@ pub fn init(config: &Config) {
     }
 }
 
+/// When each kind of problem was last logged.
+static LOGGED: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
+
+/// The next problem of this kind is a warning, however long ago the last one was.
+pub fn warn_anew(kind: &str) {
+    LOGGED.lock().remove(kind);
+}
+
 /// Warns at most once a minute per kind of problem; repeats go to debug.
 pub fn warn_once_a_minute(kind: &str, problem: fmt::Arguments<'_>) {
-    static LOGGED: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
     let now = Instant::now();
     let mut logged = LOGGED.lock();
     if logged.get(kind).is_some_and(|at| now - *at < MINUTE) {

@@ -1,6 +1,7 @@
 //! HTTP: everything between a client's connection and the store.
 
 pub mod app;
+mod connections;
 pub mod error;
 pub mod health;
 pub mod page;

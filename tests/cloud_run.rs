@@ -7,7 +7,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -46,6 +46,21 @@ fn it_listens_on_all_interfaces_on_the_given_port() {
     for address in ["127.0.0.1", "127.0.0.2", "127.255.255.254"] {
         TcpStream::connect((address, port)).unwrap_or_else(|error| panic!("{address}: {error}"));
     }
+    // Where the system has IPv6.
+    if TcpListener::bind(("::1", 0)).is_ok() {
+        TcpStream::connect(("::1", port)).unwrap();
+    }
+}
+
+#[test]
+fn it_listens_within_a_second_although_redis_is_silent() {
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("redis://{}", silent.local_addr().unwrap());
+    let begin = Instant::now();
+    let service = Service::start([("REDIS_URL", url.as_str())]);
+    println!("listens after {:?}", begin.elapsed());
+    assert!(begin.elapsed() > Duration::from_millis(900), "it has not waited for Redis: {:?}", begin.elapsed());
+    TcpStream::connect(("127.0.0.1", service.port)).unwrap();
 }
 
 #[test]
@@ -97,10 +112,10 @@ fn the_first_view_is_answered_within_100_ms_of_the_start() {
 }
 
 #[test]
-fn a_head_of_more_than_64_kb_gets_431() {
+fn a_head_of_more_than_16_kb_gets_431() {
     let redis = Redis::start();
     let service = start(&redis);
-    for (kilobytes, expected) in [(60, "HTTP/1.1 200"), (70, "HTTP/1.1 431")] {
+    for (kilobytes, expected) in [(15, "HTTP/1.1 200"), (17, "HTTP/1.1 431")] {
         let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let padding = "x".repeat(kilobytes * 1024);

@@ -10,9 +10,9 @@ use cloud_run_sessions::{
     config::Config,
     store::Store,
     web::{
-        app::{self, counted},
+        app::{self, counted, with_session},
         error::Error,
-        server, session,
+        server,
     },
 };
 use tokio::net::TcpListener;
@@ -172,10 +172,9 @@ async fn with_pages(settings: &[&str]) -> u16 {
     let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
     let config = Config::try_parse_from(settings).unwrap();
     let store = Store::open(&config);
-    let layer = || session::layer(&store, &config);
     let routes = app::router(&store, &config)
-        .route("/save", get(save).route_layer(layer()))
-        .route("/load", get(load).route_layer(layer()))
+        .route("/save", with_session(get(save), &store, &config))
+        .route("/load", with_session(get(load), &store, &config))
         .route("/counted/save", counted(get(save), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,7 +1,7 @@
 //! Promise: the log is quiet, reports each failure once, names the request's trace on Cloud Run, and
 //! never contains a session id, a secret or a password.
 
-use crate::common::{BROWSER, Redis, Service, Visitor, eventually, session_id};
+use crate::common::{BROWSER, Redis, Service, Visitor, behind_proxy, eventually, session_id};
 use futures_util::join;
 use reqwest::{Method, header::HeaderValue};
 use serde_json::Value;
@@ -48,7 +48,59 @@ async fn an_outage_and_its_end_are_logged_once() {
     let log = service.stop();
     assert_eq!(lines(log.clone(), "the connection to Redis is lost"), 1, "{log:#?}");
     assert_eq!(lines(log.clone(), "connected to Redis"), 2, "{log:#?}");
-    assert_eq!(lines(log.clone(), "WARN"), 1, "{log:#?}");
+    assert_eq!(lines(log.clone(), "could not be used"), 1, "{log:#?}");
+    assert_eq!(lines(log.clone(), "WARN"), 2, "{log:#?}");
+}
+
+#[tokio::test]
+async fn the_first_503_of_each_outage_is_a_warning_with_its_trace() {
+    let (redis, proxy, _, _) = behind_proxy().await;
+    let url = proxy.url();
+    let settings = [("K_SERVICE", "sessions"), ("GOOGLE_CLOUD_PROJECT", "a-project"), ("REDIS_URL", url.as_str())];
+    let service = Service::start(settings);
+    let mut visitor = Visitor::new();
+    visitor
+        .headers
+        .insert("traceparent", HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    for outage in 1..=2 {
+        proxy.close();
+        for _ in 0..2 {
+            assert_eq!(visitor.view(&service, "/").await.status, 503);
+        }
+        proxy.open();
+        service.wait_until_ready().await;
+        let warnings = entries(&service).into_iter().filter(|entry| {
+            entry["severity"] == "WARNING" && entry["message"].as_str().unwrap().contains("could not be used")
+        });
+        let warnings: Vec<_> = warnings.collect();
+        assert_eq!(warnings.len(), outage, "{warnings:#?}");
+        let trace = format!("projects/a-project/traces/{TRACE}");
+        assert!(warnings.iter().all(|entry| entry["logging.googleapis.com/trace"] == trace), "{warnings:#?}");
+    }
+    drop(redis);
+}
+
+#[tokio::test]
+async fn an_eviction_policy_is_named_once() {
+    for policy in ["noeviction", "allkeys-lru"] {
+        let redis = Redis::start_with(&["--maxmemory-policy", policy]);
+        let mut monitor = redis.monitor();
+        let service = Service::on(&redis);
+        service.wait_until_ready().await;
+        let commands = monitor.commands();
+        let asked = commands.iter().filter(|command| command.contains("\"INFO\" \"memory\""));
+        assert_eq!(asked.count(), 1, "{commands:#?}");
+        let log = service.stop();
+        let warnings = log.iter().filter(|line| line.contains("WARN") && line.contains(policy)).count();
+        assert_eq!(warnings, usize::from(policy != "noeviction"), "{log:#?}");
+    }
+    // A server that does not say it, as serverless ones may.
+    let redis = Redis::start_with(&["--maxmemory-policy", "allkeys-lru", "--rename-command", "INFO", ""]);
+    let service = Service::on(&redis);
+    service.wait_until_ready().await;
+    let log = service.stop();
+    assert!(!log.iter().any(|line| line.contains("WARN")), "{log:#?}");
 }
 
 #[tokio::test]

@@ -92,11 +92,12 @@ fn count_lines(log: &[String], part: &str) -> usize {
     log.iter().filter(|line| line.contains(part)).count()
 }
 
-/// Asserts that the log reports the outage once and, where Redis was connected before, its end.
+/// Asserts that the log reports the outage once, its first 503 and, where Redis was connected before, its end.
 fn assert_logged_once(log: &[String], outage: &str) {
     assert_eq!(count_lines(log, outage), 1, "{outage}: {log:#?}");
-    assert_eq!(count_lines(log, "WARN"), 1, "{log:#?}");
-    let connected = if outage == "cannot be reached" { 1 } else { 2 };
+    assert_eq!(count_lines(log, "a session could not be used"), 1, "{log:#?}");
+    assert_eq!(count_lines(log, "WARN"), 2, "{log:#?}");
+    let connected = if outage == "Redis cannot be reached:" { 1 } else { 2 };
     assert_eq!(count_lines(log, "connected to Redis"), connected, "{log:#?}");
 }
 
@@ -112,7 +113,7 @@ async fn redis_is_unreachable_at_the_start() {
     assert_eq!(visitor.view(&service, "/health/ready").await.status, 200);
     let keys = redis.keys();
     assert_eq!(keys.len(), 1, "a 503 created a session: {keys:#?}");
-    assert_logged_once(&service.stop(), "cannot be reached");
+    assert_logged_once(&service.stop(), "Redis cannot be reached:");
 }
 
 #[tokio::test]
@@ -315,7 +316,8 @@ async fn the_password_of_redis_changes() {
     assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "NOAUTH"), 1, "{log:#?}");
-    assert_eq!(count_lines(&log, "WARN"), 2, "{log:#?}");
+    // The loss, its cause, and the first 503.
+    assert_eq!(count_lines(&log, "WARN"), 3, "{log:#?}");
 }
 
 #[tokio::test]
@@ -368,7 +370,7 @@ async fn redis_is_loading() {
     assert_eq!(recovers(&service, &mut visitor, Instant::now(), RECOVERY).await.count(), 1);
     let log = service.stop();
     assert_eq!(count_lines(&log, "LOADING"), 1, "{log:#?}");
-    assert_logged_once(&log, "cannot be reached");
+    assert_logged_once(&log, "Redis cannot be reached:");
 }
 
 #[tokio::test]

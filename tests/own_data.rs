@@ -7,9 +7,9 @@ use cloud_run_sessions::{
     config::Config,
     store::Store,
     web::{
-        app::{self, counted},
+        app::{self, counted, with_session},
         error::Error,
-        server, session,
+        server,
         views::ViewCount,
     },
 };
@@ -94,7 +94,7 @@ async fn serve(settings: &[&str]) -> u16 {
         .route("/keep/{index}", counted(get(keep), &store, &config))
         .route("/kept", counted(get(kept), &store, &config))
         .route("/number", counted(get(number), &store, &config))
-        .route("/begin", get(begin).route_layer(session::layer(&store, &config)))
+        .route("/begin", with_session(get(begin), &store, &config))
         .route("/cycle", counted(get(cycle), &store, &config))
         .route("/leave", counted(get(leave), &store, &config));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -5,6 +5,7 @@
 mod common;
 
 mod accessible;
+mod attacks;
 mod bounded;
 mod browser;
 mod cloud_run;

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{Authority, Redis, Service, Visitor, eventually, free_port, program, run, sentinel};
+use crate::common::{Authority, Redis, Service, Visitor, eventually, free_port, program, run, sentinel, sentinel_with};
 
 /// The program exits by then.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -26,6 +26,8 @@ fn assert_exits(url: &str, certificates: Option<&str>, cause: &str) {
     assert!(stderr.contains(cause), "no {cause:?}: {output}");
     assert!(!stdout.contains(MARK), "prints a secret: {output}");
     assert!(!stderr.contains(MARK), "prints a secret: {output}");
+    // No platform sends it traffic.
+    assert!(!stdout.contains("listening"), "{output}");
 }
 
 #[test]
@@ -65,6 +67,17 @@ fn a_wrong_password_behind_sentinel() {
     let sentinel = sentinel(&redis);
     let url = format!("redis-sentinel://:{MARK}@127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     assert_exits(&url, None, "password");
+}
+
+#[test]
+fn a_wrong_password_for_the_sentinels() {
+    let redis = Redis::start();
+    let sentinel = sentinel_with(&redis, |port| {
+        ["--port", &port.to_string(), "--requirepass", "the right one"].map(str::to_owned).to_vec()
+    });
+    let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
+    assert_exits(&url, None, "password");
+    assert_exits(&format!("{url}&sentinelPassword={MARK}"), None, "at a Sentinel, the password");
 }
 
 #[test]

@@ -37,6 +37,17 @@ async fn on_cloud_run_the_cookie_is_bound_to_host_and_https() {
 }
 
 #[tokio::test]
+async fn secure_cookie_overrides_the_platform() {
+    let redis = Redis::start();
+    let elsewhere = Service::start([("SECURE_COOKIE", "true")]);
+    let expected = ["__Host-id", "HttpOnly", "SameSite=Lax", "Secure", "Path=/"].map(str::to_owned);
+    assert_eq!(cookie_attributes(&elsewhere).await, expected.into());
+    let settings = [("K_SERVICE", "sessions"), ("REDIS_URL", &redis.url()), ("SECURE_COOKIE", "false")];
+    let expected = ["id", "HttpOnly", "SameSite=Lax", "Path=/"].map(str::to_owned);
+    assert_eq!(cookie_attributes(&Service::start(settings)).await, expected.into());
+}
+
+#[tokio::test]
 async fn the_cookie_is_set_once() {
     let redis = Redis::start();
     for service in [Service::on(&redis), Service::start([])] {
@@ -134,6 +145,41 @@ async fn a_signed_cookie_cannot_be_forged() {
         assert!(!cookie.contains(&session_id(&answer.cookie().unwrap())), "{cookie}");
     }
     assert_eq!(visitor.count(&service, "/").await, 4, "a forged cookie was counted");
+}
+
+#[tokio::test]
+async fn a_secret_is_rotated_and_nobody_begins_anew() {
+    const NEXT: &str = "the next secret of at least 32 characters";
+    let redis = Redis::start();
+    let url = redis.url();
+    let start = |secret, previous| {
+        let settings = [("REDIS_URL", url.as_str()), ("SESSION_SECRET", secret), ("SESSION_SECRET_PREVIOUS", previous)];
+        Service::start(settings)
+    };
+    let before = Service::start([("REDIS_URL", url.as_str()), ("SESSION_SECRET", SECRET)]);
+    let (announced, rotated) = (start(SECRET, NEXT), start(NEXT, SECRET));
+    let after = Service::start([("REDIS_URL", url.as_str()), ("SESSION_SECRET", NEXT)]);
+
+    let mut visitor = Visitor::new();
+    visitor.view(&before, "/").await;
+    let old = visitor.cookie.clone().unwrap();
+    let answer = visitor.view(&rotated, "/").await;
+    assert_eq!(answer.count(), 2);
+    let new = answer.cookie().expect("a cookie with the new signature");
+    assert_ne!(new, old);
+    assert_eq!(session_id(&new), session_id(&old));
+    assert_eq!(visitor.view(&rotated, "/").await.cookie(), None, "signed anew twice");
+    // While both run, requests go back and forth.
+    for (count, service) in (4..).zip([&announced, &rotated, &announced, &rotated, &after]) {
+        assert_eq!(visitor.count(service, "/").await, count);
+    }
+    assert_eq!(Visitor::with_cookie(&old).count(&after, "/").await, 1, "the old secret is still valid");
+    // A page that is not counted, or fails, does not lose the session either.
+    let mut visitor = Visitor::with_cookie(&old);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert_eq!(visitor.view(&rotated, "/").await.status, 503);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(visitor.count(&rotated, "/").await, 9);
 }
 
 #[tokio::test]

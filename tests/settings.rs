@@ -34,6 +34,13 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
     let invalid: &[(&str, &str, &[&str])] = &[
         ("PORT", "", &["PORT", "0 to 65535"]),
         ("PORT", "http", &["PORT", "0 to 65535"]),
+        ("SECURE_COOKIE", "yes", &["SECURE_COOKIE", "true, false"]),
+        ("SESSION_SECRET_PREVIOUS", "short", &["SESSION_SECRET_PREVIOUS", "32"]),
+        (
+            "SESSION_SECRET_PREVIOUS",
+            "a secret of more than 32 characters",
+            &["SESSION_SECRET_PREVIOUS", "SESSION_SECRET"],
+        ),
         ("PORT", "65536", &["PORT", "0 to 65535"]),
         ("PORT", "-1", &["PORT", "0 to 65535"]),
         ("SESSION_TTL", "0", &["SESSION_TTL", "1 to 4294967295"]),

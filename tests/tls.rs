@@ -1,7 +1,8 @@
-//! Promise: with `rediss://`, the service uses Redis over TLS if the certificate is signed by a trusted
-//! authority.
+//! Promise: with `rediss://`, `rediss-cluster://` and `rediss-sentinel://`, the service uses Redis over TLS if the
+//! certificates are signed by a trusted authority. Cluster and Sentinel name servers by their addresses, so theirs hold
+//! addresses, as Memorystore's do.
 
-use crate::common::{Authority, Service, Visitor};
+use crate::common::{Authority, Cluster, Redis, Service, Visitor, sentinel_with};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -30,4 +31,37 @@ async fn sessions_are_stored_in_redis_over_tls() {
         "Redis replies without TLS: {}",
         String::from_utf8_lossy(&answer)
     );
+}
+
+/// Starts the service, and views a page as ten visitors.
+async fn assert_counts(authority: &Authority, url: &str) {
+    let service = Service::start([("REDIS_URL", url), ("SSL_CERT_FILE", &authority.file())]);
+    service.wait_until_ready().await;
+    for _ in 0..10 {
+        let mut visitor = Visitor::new();
+        for view in 1..=3 {
+            assert_eq!(visitor.count(&service, "/foo").await, view);
+        }
+    }
+}
+
+#[tokio::test]
+async fn sessions_are_stored_in_a_cluster_over_tls() {
+    let authority = Authority::new();
+    let cluster = Cluster::start_with_tls(&authority).await;
+    assert_counts(&authority, &cluster.short_url().replace("redis-", "rediss-")).await;
+    let sessions: Vec<_> =
+        cluster.keys().iter().map(|keys| keys.iter().filter(|key| key.starts_with("v:")).count()).collect();
+    assert_eq!(sessions.iter().sum::<usize>(), 10, "{sessions:?}");
+}
+
+#[tokio::test]
+async fn sessions_are_stored_behind_a_sentinel_over_tls() {
+    let authority = Authority::new();
+    let mut redis = Redis::start_with_port(|port| authority.server_options(port, "127.0.0.1"));
+    redis.cli_options = authority.cli_options();
+    let sentinel = sentinel_with(&redis, |port| authority.server_options(port, "127.0.0.1"));
+    let url = format!("rediss-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
+    assert_counts(&authority, &url).await;
+    assert_eq!(redis.keys().iter().filter(|key| key.starts_with("v:")).count(), 10);
 }

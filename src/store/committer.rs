@@ -77,9 +77,9 @@ use super::{
     script::{self, RunScript, Script},
 };
 
-/// The most views that may wait for their counts; one more is refused. It is twice what Cloud Run sends to
-/// an instance at once.
-const MAX_VIEWS: usize = 4 * MAX_BATCH;
+/// The most views that may wait for their counts; one more is refused. Cloud Run sends at most 1,000 requests to an
+/// instance at once.
+const MAX_VIEWS: usize = 2 * MAX_BATCH;
 
 /// What one call can count: any sessions, or in a Cluster those of this slot.
 type Lane = Option<u16>;

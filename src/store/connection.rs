@@ -6,7 +6,7 @@ use fred::{
     error::{Error as RedisError, ErrorKind},
     prelude::{Builder, Client, ClientLike, ClusterInterface, KeysInterface, LuaInterface},
     types::{
-        ConnectHandle, Key, Value,
+        ConnectHandle, CustomCommand, Key, Value,
         config::{Config, ServerConfig},
     },
 };
@@ -14,7 +14,7 @@ use rand::Rng;
 use tokio::{
     sync::watch,
     task::JoinError,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -142,6 +142,16 @@ impl Connection {
         });
     }
 
+    /// Resolves when there is a link, or Redis rejects a setting before it was ever connected: then with the reason.
+    pub async fn connected(&self) -> Result<(), String> {
+        let connected = |state: &State| match state {
+            State::Linked(_) => Some(Ok(())),
+            State::Lost(_) => None,
+            State::Rejected(reason) => Some(Err(reason.clone())),
+        };
+        wait_for(&self.state, connected).await
+    }
+
     /// Resolves if Redis rejects a setting before it was ever connected, with the reason.
     pub async fn rejected(&self) -> String {
         let rejected = |state: &State| match state {
@@ -202,6 +212,10 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
             Ok((link, mut end)) => {
                 info!("connected to Redis");
                 state.send_replace(State::Linked(link.clone()));
+                error::outage_is_over();
+                if !was_connected {
+                    warn_of_eviction(&link).await;
+                }
                 let reason = tokio::select! {
                     end = &mut end => why(end),
                     reason = wait_for(&state, State::lost) => reason,
@@ -215,11 +229,13 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
             Err(error) => {
                 let reason = without_arguments(error.details()).to_owned();
                 let rejection = rejection(&reason);
-                if let Some(rejection) = &rejection
-                    && !was_connected
-                {
-                    state.send_replace(State::Rejected(rejection.clone()));
-                    return;
+                if !was_connected {
+                    let of_sentinel =
+                        async { if rejection.is_none() { sentinel_rejection(&config).await } else { None } };
+                    if let Some(rejection) = rejection.clone().or(of_sentinel.await) {
+                        state.send_replace(State::Rejected(rejection));
+                        return;
+                    }
                 }
                 let is_reply = rejection.is_some() || matches!(error.into(), Error::Refused(_));
                 let is_news = |logged: &String| is_reply && code(logged) != code(&reason);
@@ -242,17 +258,7 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
 /// are wrong, and it holds back what it should send. Without a reconnection policy, fred neither keeps nor
 /// repeats a command whose connection is lost, but fails it at once; repeating is [`Connection::ask`]'s part.
 async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
-    let link = Builder::from_config(config.clone())
-        .with_connection_config(|connection| {
-            connection.connection_timeout = CONNECT_TIMEOUT;
-            connection.internal_command_timeout = CONNECT_TIMEOUT;
-            connection.tcp.nodelay = Some(true);
-            // fred 10.1 follows ASK to the wrong node, and then hands out replies to the wrong commands. It
-            // still learns slots from MOVED.
-            connection.max_redirections = 0;
-            connection.max_command_attempts = 1;
-        })
-        .build()?;
+    let link = client(config)?;
     let mut end = link.init().await?;
     // A write that changes nothing: replicas, and servers that load their data, refuse it. And fred reports
     // success even if the connection is closed at once.
@@ -265,6 +271,54 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
         end.abort();
     }
     checked.map(|()| (link, end))
+}
+
+fn client(config: &Config) -> Result<Client, RedisError> {
+    Builder::from_config(config.clone())
+        .with_connection_config(|connection| {
+            connection.connection_timeout = CONNECT_TIMEOUT;
+            connection.internal_command_timeout = CONNECT_TIMEOUT;
+            connection.tcp.nodelay = Some(true);
+            // fred 10.1 follows ASK to the wrong node, and then hands out replies to the wrong commands. It
+            // still learns slots from MOVED.
+            connection.max_redirections = 0;
+            connection.max_command_attempts = 1;
+        })
+        .build()
+}
+
+/// Why a Sentinel rejects the settings, if one does. fred 10.1 only says that it cannot connect to any.
+async fn sentinel_rejection(config: &Config) -> Option<String> {
+    let ServerConfig::Sentinel { hosts, username, password, .. } = &config.server else {
+        return None;
+    };
+    for server in hosts.iter().cloned() {
+        let (username, password) = (username.clone(), password.clone());
+        let server = ServerConfig::Centralized { server };
+        let sentinel = Config { server, username, password, database: None, ..config.clone() };
+        if let Err(error) = client(&sentinel).ok()?.init().await
+            && let Some(rejection) = rejection(without_arguments(error.details()))
+        {
+            return Some(format!("at a Sentinel, {rejection}"));
+        }
+    }
+    None
+}
+
+/// Warns if the server says that it evicts keys when it is full. Serverless ones may not say it.
+async fn warn_of_eviction(link: &Client) {
+    let info = CustomCommand::new_static("INFO", None, false);
+    let Ok(Ok(memory)) = timeout(CONNECT_TIMEOUT, link.custom::<String, _>(info, vec!["memory"])).await else {
+        return;
+    };
+    let policy = memory.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+    if let Some(policy) = policy
+        && policy != "noeviction"
+    {
+        warn!(
+            "Redis evicts keys by the policy {policy} when it is full, and sessions or counts with them; set maxmemory-policy to noeviction"
+        );
+    }
 }
 
 /// In a Cluster, adds the nodes that this link knew: those in the URL may be gone one day.

@@ -37,11 +37,11 @@ impl Error {
         }
     }
 
-    /// Logs a warning, at most once a minute per kind of error. That Redis cannot be reached or does not answer is logged
-    /// by the connection.
+    /// Logs a warning with the trace of the current request: the first of an outage, then one a minute; of each other
+    /// kind of error one a minute.
     pub(super) fn report(&self) {
         let kind = match self {
-            Self::Unreached | Self::Unanswered => return,
+            Self::Unreached | Self::Unanswered => OUTAGE,
             Self::Refused(reason) => code(reason),
             Self::Overloaded => "overloaded",
         };
@@ -61,6 +61,14 @@ impl Error {
     fn has_code(&self, expected: &str) -> bool {
         matches!(self, Self::Refused(reason) if code(reason) == expected)
     }
+}
+
+/// The kind of problem that Redis cannot be reached or does not answer.
+const OUTAGE: &str = "outage";
+
+/// The next such problem is the first of a new outage.
+pub(super) fn outage_is_over() {
+    telemetry::warn_anew(OUTAGE);
 }
 
 /// Whether a server that refuses with this error cannot act as a primary: it is a replica, or still loads its data.

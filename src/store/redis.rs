@@ -61,6 +61,11 @@ impl Sessions {
         self.connection.ask(Instant::now(), ping).await
     }
 
+    /// See [`super::Store::connected`].
+    pub async fn connected(&self) -> Result<(), String> {
+        self.connection.connected().await
+    }
+
     /// See [`super::Store::rejected`].
     pub async fn rejected(&self) -> String {
         self.connection.rejected().await

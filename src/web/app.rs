@@ -17,7 +17,9 @@ use super::{
     error::{self, Error},
     health,
     page::Format,
-    pages, session, views,
+    pages,
+    session::{self, Sessions},
+    views,
 };
 use crate::{config::Config, store::Store, telemetry::Trace};
 
@@ -37,8 +39,13 @@ pub fn router(store: &Store, config: &Config) -> Router {
 ///
 /// `HEAD`, which `page` must not handle, and all other methods get neither a session nor a count.
 pub fn counted(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
-    let count_views = from_fn_with_state(store.clone(), views::count_views);
-    page.route_layer((session::layer(store, config), count_views)).head(pages::head)
+    let count_views = from_fn_with_state(Sessions::new(store, config), views::count_views);
+    page.route_layer(count_views).head(pages::head)
+}
+
+/// A page with a session, whose views are not counted.
+pub fn with_session(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
+    page.route_layer(from_fn_with_state(Sessions::new(store, config), session::give_session))
 }
 
 /// These routes with what surrounds each request: it is answered in time, errors have a readable body, and no
@@ -51,7 +58,8 @@ pub fn service(
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         // Without this, axum would build the routes' layers anew for each request.
         .with_state(());
-    service_fn(move |request| answer(routes.clone(), request))
+    // In a box, because a connection keeps room for this future as long as it is open.
+    service_fn(move |request| Box::pin(answer(routes.clone(), request)))
 }
 
 async fn answer(routes: Router, request: Request) -> Result<Response, Infallible> {

@@ -1,13 +1,9 @@
-//! The listener, HTTP's timeouts and the graceful shutdown, for any service.
+//! The listener, HTTP's limits and the graceful shutdown, for any service.
 
 use std::{
     convert::Infallible,
-    io,
-    net::Ipv4Addr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    io::{self, ErrorKind},
+    net::{Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -15,52 +11,70 @@ use axum::{body::Body, extract::Request, response::Response};
 use futures_util::FutureExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
 };
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
     time::sleep,
 };
 use tower::{Service, ServiceExt};
 use tracing::warn;
 
-use crate::store::DEADLINE;
+use super::connections::Connections;
+use crate::{store::DEADLINE, telemetry::warn_once_a_minute};
 
-/// How long a connection may take to send the head of its first or next request, and so how long it may idle.
-/// hyper would wait for ever without the timer, which `axum::serve` does not install.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// The most bytes of a request's head, as in Node.js. A longer one is answered 431. What a client sends ahead, and what
+/// it does not read, is kept in two buffers of this size for each connection.
+const HEAD_MAX: usize = 16 * 1024;
 
-/// The most bytes of a request's head. A longer one is answered 431.
-const HEAD_MAX: usize = 64 * 1024;
+/// The most requests that one HTTP/2 connection has at a time: the fewest that RFC 9113, 6.5.2 recommends.
+const MAX_STREAMS: u32 = 100;
+
+/// What an HTTP/2 client may send of bodies, which no page reads: RFC 9113's default. hyper's is a megabyte.
+const WINDOW: u32 = 65_535;
 
 /// How long a shutdown waits for requests in flight. The platform kills the process after 10 s.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 const _: () = assert!(DEADLINE.as_millis() < DRAIN_TIMEOUT.as_millis());
 
-/// During a shutdown, how long a request that is on its way may take to arrive, and the last response to leave.
-const LAST_MOMENTS: Duration = Duration::from_millis(200);
-
 /// Length of the accept queue: the number of requests that Cloud Run sends at once. A connection beyond it waits
 /// a second for its next try; tokio's default is 128.
 const BACKLOG: u32 = 1000;
 
-/// Pause after accepting fails, for example because too many files are open. By then connections may have ended.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after accepting fails although a connection waits, for example because too many files are open.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Listens on all IPv4 interfaces, as Cloud Run demands.
+/// A port that is taken, and can be listened on.
+pub struct Bound(TcpSocket);
+
+/// Takes a port, on IPv4 and, where the system has it, IPv6. Connections are refused until it is listened on.
 ///
 /// # Errors
 /// If the port is taken, or reserved for other users.
-pub fn listen(port: u16) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
+pub fn bind(port: u16) -> io::Result<Bound> {
+    let dual = TcpSocket::new_v6().and_then(|socket| SockRef::from(&socket).set_only_v6(false).map(|()| socket));
+    let (socket, address) = match dual {
+        Ok(socket) => (socket, (Ipv6Addr::UNSPECIFIED, port).into()),
+        Err(_) => (TcpSocket::new_v4()?, (Ipv4Addr::UNSPECIFIED, port).into()),
+    };
     // Connections of a process that had the port just now may not have ended completely.
     socket.set_reuseaddr(true)?;
-    socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
-    socket.listen(BACKLOG)
+    socket.bind(address)?;
+    Ok(Bound(socket))
+}
+
+impl Bound {
+    /// Listens.
+    ///
+    /// # Errors
+    /// If another process listens on the port by now.
+    pub fn listen(self) -> io::Result<TcpListener> {
+        self.0.listen(BACKLOG)
+    }
 }
 
 /// Resolves at SIGTERM, which platforms send, or at Ctrl-C. From this call on, neither ends the process.
@@ -80,6 +94,10 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it.
 ///
+/// A connection is closed if no request arrives for 20 s, and if its client takes nothing of a response for 20 s: the
+/// service must make each part of a body within that time. At most 1,250 are open: the one that was idle longest gives
+/// way to a new one.
+///
 /// At `shutdown` it stops accepting connections, closes idle ones, answers requests in flight, and returns. It does
 /// not wait for clients that have not sent a request yet.
 pub async fn serve<S>(listener: TcpListener, service: S, shutdown: impl Future<Output = ()>)
@@ -88,47 +106,38 @@ where
     S::Future: Send,
 {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_MAX)
-        // Head and body are small: writing them in one piece is cheaper.
-        .writev(false);
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT).max_header_list_size(HEAD_MAX as u32);
+    // Head and body are small: writing them in one piece is cheaper.
+    http.http1().max_buf_size(HEAD_MAX).writev(false);
+    http.http2()
+        .max_header_list_size(HEAD_MAX as u32)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW);
 
-    let connections = GracefulShutdown::new();
-    // Each request holds a sender until it is answered. The channel closes once the last one is dropped.
-    let (in_flight, mut all_answered) = mpsc::channel::<Infallible>(1);
+    let connections = Connections::new();
     let accept = async {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    // Responses are written in one piece, so nothing is gained by gathering them.
-                    let _ = stream.set_nodelay(true);
-                    let has_asked = Arc::new(AtomicBool::new(false));
-                    let (asks, service) = (has_asked.clone(), service.clone());
-                    let in_flight = in_flight.downgrade();
-                    let on_request = service_fn(move |request: hyper::Request<Incoming>| {
-                        asks.store(true, Relaxed);
-                        let in_flight = in_flight.upgrade();
-                        let response = service.clone().oneshot(request.map(Body::new));
-                        response.inspect(move |_| drop(in_flight))
-                    });
-                    let connection = http.serve_connection(TokioIo::new(stream), on_request);
-                    let connection = connections.watch(connection.into_owned());
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            // A client that disconnects is not worth a log line.
-                            _ = connection => {}
-                            () = silent(&has_asked) => {}
-                        }
-                    });
-                }
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) if is_of_peer(&error) => continue,
                 Err(error) => {
-                    warn!("cannot accept connections: {error}");
+                    warn_once_a_minute("accept", format_args!("cannot accept connections: {error}"));
+                    connections.make_room();
                     sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
-            }
+            };
+            // Responses are written in one piece, so nothing is gained by gathering them.
+            let _ = stream.set_nodelay(true);
+            let place = connections.place().await;
+            let (activity, service) = (place.activity.clone(), service.clone());
+            let on_request = service_fn(move |request: hyper::Request<Incoming>| {
+                let pending = activity.begin();
+                let response = service.clone().oneshot(request.map(Body::new));
+                response.map(|response| response.map(|response| response.map(|body| pending.respond(body))))
+            });
+            let connection = Box::pin(http.serve_connection(TokioIo::new(stream), on_request).into_owned());
+            tokio::spawn(place.hold(connection, |connection| connection.as_mut().graceful_shutdown()));
         }
     };
     tokio::select! {
@@ -136,24 +145,26 @@ where
         () = shutdown => {}
     }
     drop(listener);
-    let answered = async {
-        sleep(LAST_MOMENTS).await;
-        drop(in_flight);
-        all_answered.recv().await;
-        sleep(LAST_MOMENTS).await;
-    };
     tokio::select! {
-        () = connections.shutdown() => {}
-        () = answered => {}
+        () = connections.stop() => {}
         () = sleep(DRAIN_TIMEOUT) => warn!("stopping with requests unanswered"),
     }
 }
 
-/// Resolves if no request arrives in time. hyper starts its header timeout only once it knows the HTTP version, so a
-/// silent client would never time out.
-async fn silent(has_asked: &AtomicBool) {
-    sleep(HEAD_TIMEOUT).await;
-    if has_asked.load(Relaxed) {
-        std::future::pending().await
+/// Whether accepting failed because a client broke off. All else concerns this process, and a pause may help.
+fn is_of_peer(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepting_pauses_only_for_this_process() {
+        for (code, expected) in [(103, true), (104, true), (23, false), (24, false)] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(is_of_peer(&error), expected, "{error}");
+        }
     }
 }

@@ -1,63 +1,146 @@
 //! The session layer and its cookie.
 
+use std::sync::Arc;
+
 use axum::{
-    http::StatusCode,
-    response::{IntoResponse, Response},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, header},
+    middleware::Next,
+    response::Response,
 };
-use tower::util::{Either, MapResponseLayer};
-use tower_sessions::{
-    SessionManagerLayer,
-    cookie::SameSite,
-    service::{PlaintextCookie, SignedCookie},
-};
+use cookie::{Cookie, CookieJar, Key, SameSite};
+use tower_sessions::{Session, session::Id};
 
 use super::error::Error;
 use crate::{config::Config, store::Store};
 
-/// tower-sessions, with signed cookies or plain ones.
-type Manager = Either<SessionManagerLayer<Store, SignedCookie>, SessionManagerLayer<Store, PlaintextCookie>>;
-
-type OnResponse = MapResponseLayer<fn(Response) -> Response>;
-
-/// The session layer: tower-sessions between two layers that name its failures.
-pub type Layer = (OnResponse, Manager, OnResponse);
-
-/// Gives the handlers of the routes inside it a [`tower_sessions::Session`].
-///
-/// Without [`super::views::count_views`] inside, a request renews the session only when it saves it.
+/// Gives each request its [`Session`], and each visitor a cookie with the session's id. A clone is another handle on the
+/// same sessions.
 ///
 /// The cookie has no `Max-Age`, so it ends with the browser. [`Config::session_ttl`] ends the session behind it,
 /// which is the store's part.
-pub fn layer(store: &Store, config: &Config) -> Layer {
-    // Browsers send a `__Host-` cookie to this very host only. It needs HTTPS, which only the platform
-    // guarantees.
-    let name = if config.on_cloud_run() { "__Host-id" } else { "id" };
-    let manager = SessionManagerLayer::new(store.clone())
-        .with_name(name)
-        .with_secure(config.on_cloud_run())
-        // Not the library's default, Strict: a visitor who follows a link to this service keeps the session.
-        .with_same_site(SameSite::Lax);
-    let manager = match &config.session_secret {
-        Some(key) => Either::Left(manager.with_signed(key.clone())),
-        None => Either::Right(manager),
-    };
-    (MapResponseLayer::new(name_failure), manager, MapResponseLayer::new(mark_own))
-}
-
-/// Marks a page's own 500.
 #[derive(Clone)]
-struct Own;
+pub struct Sessions(Arc<Shared>);
 
-fn mark_own(mut response: Response) -> Response {
-    if response.status() == StatusCode::INTERNAL_SERVER_ERROR {
-        response.extensions_mut().insert(Own);
-    }
-    response
+struct Shared {
+    store: Arc<Store>,
+    /// The cookie's name. Browsers send a `__Host-` cookie to this very host only, and take it only over HTTPS.
+    name: &'static str,
+    is_secure: bool,
+    /// What signs the cookie. Without it, cookies are not signed.
+    secret: Option<Key>,
+    /// What signed it before.
+    previous: Option<Key>,
 }
 
-/// tower-sessions 0.14 answers with an empty 500 if it cannot save the session after the page.
-fn name_failure(mut response: Response) -> Response {
-    let is_failure =
-        response.status() == StatusCode::INTERNAL_SERVER_ERROR && response.extensions_mut().remove::<Own>().is_none();
-    if is_failure { Error::Session.into_response() } else { response }
+/// The id that a visitor's cookie names.
+#[derive(Clone, Copy)]
+struct Received {
+    id: Id,
+    /// Whether the cookie is signed with the previous secret.
+    is_outdated: bool,
+}
+
+impl Sessions {
+    /// The sessions in this store.
+    pub fn new(store: &Store, config: &Config) -> Self {
+        let is_secure = config.is_cookie_secure();
+        Self(Arc::new(Shared {
+            store: Arc::new(store.clone()),
+            name: if is_secure { "__Host-id" } else { "id" },
+            is_secure,
+            secret: config.session_secret.clone(),
+            previous: config.session_secret_previous.clone(),
+        }))
+    }
+
+    /// The store that the sessions live in.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Answers a request by `page`, which gets the request's session; then saves the session if the page changed it,
+    /// unless the answer is a server error.
+    ///
+    /// # Errors
+    /// That of the page, or [`Error::Session`] if the session cannot be saved.
+    pub async fn serve<F: Future<Output = Result<Response, Error>>>(
+        &self,
+        mut request: Request,
+        page: impl FnOnce(Request, Session) -> F,
+    ) -> Result<Response, Error> {
+        let received = self.0.read(request.headers());
+        let session = Session::new(received.map(|cookie| cookie.id), self.0.store.clone(), None);
+        request.extensions_mut().insert(session.clone());
+        let mut response = page(request, session.clone()).await?;
+        let cookie = if session.is_empty().await {
+            // The page ended the session that the request came with.
+            received.map(|_| self.0.removal())
+        } else if session.is_modified() && !response.status().is_server_error() {
+            session.save().await?;
+            session.id().map(|id| self.0.cookie(id))
+        } else {
+            received.filter(|cookie| cookie.is_outdated).map(|cookie| self.0.cookie(cookie.id))
+        };
+        if let Some(Ok(cookie)) = cookie.map(|cookie| HeaderValue::try_from(cookie.encoded().to_string())) {
+            response.headers_mut().append(header::SET_COOKIE, cookie);
+        }
+        Ok(response)
+    }
+}
+
+/// Gives the request its session, as middleware. It counts nothing; the session is renewed only when it is saved.
+///
+/// # Errors
+/// [`Error::Session`] if the session cannot be saved.
+pub async fn give_session(State(sessions): State<Sessions>, request: Request, next: Next) -> Result<Response, Error> {
+    sessions.serve(request, async |request, _| Ok(next.run(request).await)).await
+}
+
+impl Shared {
+    /// The first cookie of this service's name that holds an id and is signed as it must be.
+    fn read(&self, headers: &HeaderMap) -> Option<Received> {
+        let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
+        let pairs = lines.flat_map(|line| line.split(';')).filter(|pair| pair.trim_start().starts_with(self.name));
+        let mut cookies = pairs.filter_map(|pair| Cookie::parse_encoded(pair).ok());
+        cookies.find_map(|cookie| if cookie.name() == self.name { self.verify(cookie) } else { None })
+    }
+
+    fn verify(&self, cookie: Cookie<'_>) -> Option<Received> {
+        let Some(secret) = &self.secret else {
+            return Some(Received { id: cookie.value().parse().ok()?, is_outdated: false });
+        };
+        let jar = CookieJar::new();
+        let id = |key| jar.signed(key).verify(cookie.clone().into_owned())?.value().parse().ok();
+        let outdated = || Some(Received { id: id(self.previous.as_ref()?)?, is_outdated: true });
+        id(secret).map(|id| Received { id, is_outdated: false }).or_else(outdated)
+    }
+
+    /// The cookie that names this session.
+    fn cookie(&self, id: Id) -> Cookie<'static> {
+        let cookie = self.with_value(id.to_string());
+        let Some(secret) = &self.secret else {
+            return cookie;
+        };
+        let mut jar = CookieJar::new();
+        jar.signed_mut(secret).add(cookie.clone());
+        jar.get(self.name).cloned().unwrap_or(cookie)
+    }
+
+    /// The cookie that ends the one that names a session.
+    fn removal(&self) -> Cookie<'static> {
+        let mut cookie = self.with_value(String::new());
+        cookie.make_removal();
+        cookie
+    }
+
+    fn with_value(&self, value: String) -> Cookie<'static> {
+        Cookie::build((self.name, value))
+            .http_only(true)
+            .path("/")
+            // Not Strict: a visitor who follows a link to this service keeps the session.
+            .same_site(SameSite::Lax)
+            .secure(self.is_secure)
+            .build()
+    }
 }

@@ -8,7 +8,7 @@ use axum::{
 };
 use tower_sessions::Session;
 
-use super::error::Error;
+use super::{error::Error, session::Sessions};
 use crate::store::{FirstView, Store};
 
 /// The visitor's views of the requested path, including this one. Handlers extract it as [`axum::Extension`].
@@ -18,22 +18,23 @@ pub struct ViewCount(
     pub u64,
 );
 
-/// Counts a view of the requested path, then lets the page answer with the number.
+/// Gives the request its session and counts a view of the requested path, as middleware; then lets the page answer with
+/// the number.
 ///
 /// A page that a browser prefetches or prerenders is not seen by anybody yet. Such a request is refused, so that
 /// the browser asks again when the visitor comes.
 ///
 /// # Errors
 /// If the store fails; see [`Store::count_view`].
-pub async fn count_views(
-    State(store): State<Store>,
-    session: Session,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, Error> {
+pub async fn count_views(State(sessions): State<Sessions>, request: Request, next: Next) -> Result<Response, Error> {
     if is_prefetch(request.headers()) {
         return Err(Error::Prefetch);
     }
+    let store = sessions.store();
+    sessions.serve(request, |request, session| count_view(store, session, request, next)).await
+}
+
+async fn count_view(store: &Store, session: Session, mut request: Request, next: Next) -> Result<Response, Error> {
     let path = request.uri().path();
     let counted = match session.id() {
         Some(id) => store.count_view(&id, path).await?,
@@ -52,7 +53,7 @@ pub async fn count_views(
     request.extensions_mut().insert(ViewCount(count));
     let response = next.run(request).await;
     if counted.is_some() && session.id().is_none() {
-        // The page gave the session a new id, and the views stay with the old one.
+        // The page gave the session a new id, and the counts stay with the old one.
         session.remove_value(FirstView::KEY).await?;
     }
     Ok(response)

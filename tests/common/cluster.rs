@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Redis, eventually, free_port, redis::wait_for_replication};
+use super::{Authority, Redis, eventually, free_port, redis::wait_for_replication};
 
 /// The first and last slot of each master.
 const SLOTS: [(u16, u16); 3] = [(0, 5460), (5461, 10922), (10923, 16383)];
@@ -17,16 +17,21 @@ impl Cluster {
     /// Starts three masters without replicas.
     pub async fn start() -> Self {
         // A long timeout: a node on a busy machine must not be declared failed.
-        Self::start_of(3, 15_000).await
+        Self::start_of(3, 15_000, None).await
     }
 
     /// Starts three masters and a replica of the first. A short timeout makes it take over quickly.
     pub async fn start_with_replica() -> Self {
-        Self::start_of(4, 1_000).await
+        Self::start_of(4, 1_000, None).await
     }
 
-    async fn start_of(nodes: usize, node_timeout: u32) -> Self {
-        let mut nodes: Vec<_> = (0..nodes).map(|_| node(node_timeout)).collect();
+    /// Starts three masters that accept only TLS, with certificates for their address.
+    pub async fn start_with_tls(authority: &Authority) -> Self {
+        Self::start_of(3, 15_000, Some(authority)).await
+    }
+
+    async fn start_of(nodes: usize, node_timeout: u32, tls: Option<&Authority>) -> Self {
+        let mut nodes: Vec<_> = (0..nodes).map(|_| node(node_timeout, tls)).collect();
         for (epoch, node) in nodes.iter().enumerate() {
             if let Some((first, last)) = SLOTS.get(epoch) {
                 node.expect_ok(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
@@ -97,8 +102,8 @@ impl Cluster {
     }
 }
 
-fn node(timeout: u32) -> Redis {
-    Redis::start_with_port(|_| {
+fn node(timeout: u32, tls: Option<&Authority>) -> Redis {
+    let mut node = Redis::start_with_port(|port| {
         let options = [
             ["--cluster-enabled", "yes"],
             ["--cluster-node-timeout", &timeout.to_string()],
@@ -106,9 +111,13 @@ fn node(timeout: u32) -> Redis {
             ["--cluster-port", &free_port().to_string()],
             // Start the replication without waiting for more replicas.
             ["--repl-diskless-sync-delay", "0"],
+            ["--tls-cluster", if tls.is_some() { "yes" } else { "no" }],
         ];
-        options.concat().into_iter().map(str::to_owned).collect()
-    })
+        let options = options.concat().into_iter().map(str::to_owned);
+        options.chain(tls.into_iter().flat_map(|authority| authority.server_options(port, "127.0.0.1"))).collect()
+    });
+    node.cli_options = tls.map(Authority::cli_options).unwrap_or_default();
+    node
 }
 
 fn id(node: &Redis) -> String {

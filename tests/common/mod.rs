@@ -13,7 +13,13 @@ mod tls;
 mod visitor;
 
 use std::{
+    iter,
+    net::TcpListener,
     process::{Child, Command, ExitStatus},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -24,7 +30,7 @@ pub use front::{Exchange, Front};
 pub use load::{Load, View};
 pub use proxy::{Proxy, behind_proxy};
 pub use redis::Redis;
-pub use sentinel::{Sentinels, sentinel};
+pub use sentinel::{Sentinels, sentinel, sentinel_with};
 pub use service::{Service, program, run};
 pub use tls::Authority;
 pub use visitor::{Answer, Visitor, session_id};
@@ -83,6 +89,12 @@ pub fn signal(process: u32, name: &str) {
     assert!(status.unwrap().success());
 }
 
+/// A free port, which is not given out twice. It is below the range that Linux takes the ports of outgoing connections
+/// from, so it stays free.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    static FIRST: LazyLock<u16> = LazyLock::new(|| rand::random::<u16>() % 20_000);
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let ports = iter::repeat_with(|| 10_000 + FIRST.wrapping_add(GIVEN.fetch_add(1, Relaxed)) % 20_000);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.take(20_000).find(is_free).expect("no port is free")
 }

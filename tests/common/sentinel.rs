@@ -92,17 +92,22 @@ impl Sentinels {
 
 /// A Sentinel that monitors this Redis under the name `main`.
 pub fn sentinel(primary: &Redis) -> Redis {
+    sentinel_with(primary, |port| vec!["--port".to_owned(), port.to_string()])
+}
+
+/// The same with these options, which depend on its port.
+pub fn sentinel_with(primary: &Redis, options: impl Fn(u16) -> Vec<String>) -> Redis {
     let primary = primary.port;
     on_free_port(|port| {
         let directory = TempDir::new().unwrap();
         // A Sentinel writes its state to its configuration, so this must be a file.
-        let config = format!(
-            "port {port}\n\
-             bind 127.0.0.1\n\
+        let config = "bind 127.0.0.1\n\
              sentinel monitor main 127.0.0.1 {primary} 2\n\
              sentinel down-after-milliseconds main 500\n\
-             sentinel failover-timeout main 2000\n"
-        );
+             sentinel failover-timeout main 2000\n";
+        let options: String =
+            options(port).chunks(2).map(|option| format!("{} \"{}\"\n", &option[0][2..], option[1])).collect();
+        let config = format!("{options}{}", config.replace("{primary}", &primary.to_string()));
         fs::write(directory.path().join("sentinel.conf"), config).unwrap();
         Redis::launch(port, directory, &["sentinel.conf", "--sentinel"], "+monitor master main")
     })

@@ -1,6 +1,7 @@
 //! The service's program.
 
 use std::{
+    env,
     io::{BufRead, BufReader, Read},
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -40,9 +41,10 @@ impl Output {
     }
 }
 
-/// The command that starts the program with these settings and no others.
+/// The command that starts the program with these settings and no others. PROGRAM names another build of it.
 pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Command {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions"));
+    let built = env!("CARGO_BIN_EXE_cloud-run-sessions").to_owned();
+    let mut program = Command::new(env::var("PROGRAM").unwrap_or(built));
     program.env_clear().env("PORT", "0").envs(settings);
     program
 }
@@ -160,7 +162,7 @@ impl Drop for Service {
 }
 
 fn listening_port(line: &str) -> Option<u16> {
-    let (_, address) = line.split_once("listening on http://0.0.0.0:")?;
-    let digits = address.split(|c: char| !c.is_ascii_digit()).next()?;
-    digits.parse().ok()
+    let (_, address) = line.split_once("listening on http://")?;
+    let (_, port) = address.rsplit_once(':')?;
+    port.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }

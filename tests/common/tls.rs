@@ -1,6 +1,9 @@
 //! Redis with TLS, and certificates created by the test.
 
-use std::process::{Command, Stdio};
+use std::{
+    net::IpAddr,
+    process::{Command, Stdio},
+};
 
 use tempfile::TempDir;
 
@@ -25,27 +28,38 @@ impl Authority {
 
     /// Starts a Redis that accepts only TLS, with a certificate for this host name and this password.
     pub fn redis(&self, host: &str, password: &str) -> Redis {
-        let name = format!("subjectAltName=DNS:{host}");
+        let mut redis = Redis::start_with_port(|port| {
+            let mut options = self.server_options(port, host);
+            options.extend(["--requirepass", password].map(str::to_owned));
+            options
+        });
+        redis.cli_options = self.cli_options();
+        redis.cli_options.extend(["--no-auth-warning", "-a", password].map(str::to_owned));
+        redis
+    }
+
+    /// The options of a server that accepts only TLS, also from other servers, with a certificate for this host name or
+    /// address.
+    pub fn server_options(&self, port: u16, host: &str) -> Vec<String> {
+        let kind = if host.parse::<IpAddr>().is_ok() { "IP" } else { "DNS" };
+        let name = format!("subjectAltName={kind}:{host}");
         let (ca, key) = (self.file(), self.path("ca.key"));
         self.certify(host, &["-CA", &ca, "-CAkey", &key, "-addext", "basicConstraints=CA:FALSE", "-addext", &name]);
-        let certificate = self.path(&format!("{host}.crt"));
-        let key = self.path(&format!("{host}.key"));
-        let mut redis = Redis::start_with_port(|port| {
-            let port = port.to_string();
-            let options = [
-                ["--port", "0"],
-                ["--tls-port", &port],
-                ["--tls-cert-file", &certificate],
-                ["--tls-key-file", &key],
-                ["--tls-ca-cert-file", &ca],
-                ["--tls-auth-clients", "no"],
-                ["--requirepass", password],
-            ];
-            options.concat().into_iter().map(str::to_owned).collect()
-        });
-        let options = ["--tls", "--cacert", &ca, "--no-auth-warning", "-a", password];
-        redis.cli_options = options.map(str::to_owned).to_vec();
-        redis
+        let options = [
+            ["--port", "0"],
+            ["--tls-port", &port.to_string()],
+            ["--tls-cert-file", &self.path(&format!("{host}.crt"))],
+            ["--tls-key-file", &self.path(&format!("{host}.key"))],
+            ["--tls-ca-cert-file", &ca],
+            ["--tls-auth-clients", "no"],
+            ["--tls-replication", "yes"],
+        ];
+        options.concat().into_iter().map(str::to_owned).collect()
+    }
+
+    /// The options with which `redis-cli` uses TLS.
+    pub fn cli_options(&self) -> Vec<String> {
+        ["--tls", "--cacert", &self.file()].map(str::to_owned).to_vec()
     }
 
     /// Creates `name.key` and `name.crt`. Elliptic-curve keys, because they are generated quickly.

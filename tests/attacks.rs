@@ -1,0 +1,279 @@
+//! Promise: clients that mean harm are closed in time, hold little memory, and keep nobody out.
+//!
+//! Memory is that of whichever program runs: `PROGRAM=target/release/cloud-run-sessions tests/run attacks` measures the
+//! release build.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use socket2::SockRef;
+
+use crate::common::{Service, TIMEOUT, Visitor, eventually, program};
+
+/// A client that does nothing useful is closed by then.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the whole process may take, whatever clients do. An instance has at least 128 MiB.
+const MEGABYTES: u64 = 100;
+
+/// A request of a browser: its answer is larger than that to curl.
+const VIEW: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/html\r\n\r\n";
+
+fn connect(service: &Service) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
+    stream
+}
+
+/// MB that the process takes now.
+fn memory(service: &Service) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1000
+}
+
+/// How many connections the service has.
+fn connections(service: &Service) -> usize {
+    let files = fs::read_dir(format!("/proc/{}/fd", service.id())).unwrap();
+    let is_socket =
+        |name: std::path::PathBuf| fs::read_link(name).is_ok_and(|file| file.to_string_lossy().starts_with("socket:"));
+    files.filter(|file| is_socket(file.as_ref().unwrap().path())).count()
+}
+
+/// A new visitor is served.
+async fn assert_served(service: &Service, when: &str) {
+    let begin = Instant::now();
+    let answer = Visitor::new().view(service, "/").await;
+    assert_eq!(answer.status, 200, "{when}: {answer:?}");
+    assert!(begin.elapsed() < Duration::from_secs(3), "{when}: served after {:?}", begin.elapsed());
+}
+
+async fn assert_all_closed(service: &Service, before: usize) {
+    // 20 s after the service has answered what it could, which takes its time on a busy machine.
+    let begin = Instant::now();
+    while connections(service) > before {
+        assert!(begin.elapsed() < 3 * DEADLINE, "{} connections are left", connections(service));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("all connections closed after {:?}", begin.elapsed());
+}
+
+/// Writes until the service takes no more.
+fn fill(stream: &mut TcpStream, bytes: &[u8]) {
+    stream.set_nonblocking(true).unwrap();
+    let mut since = Instant::now();
+    while since.elapsed() < Duration::from_millis(20) {
+        match stream.write(bytes) {
+            Ok(_) => since = Instant::now(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+            Err(_) => return,
+        }
+    }
+}
+
+#[tokio::test]
+async fn clients_that_never_read_hold_little_and_are_closed() {
+    let service = Service::start([]);
+    let before = connections(&service);
+    let requests = VIEW.repeat(100);
+    let mut streams: Vec<_> = (0..1000).map(|_| connect(&service)).collect();
+    for stream in &streams {
+        // The less the kernel takes for the client, the sooner the service has to wait for it.
+        SockRef::from(stream).set_recv_buffer_size(4096).unwrap();
+    }
+    for part in streams.chunks_mut(250) {
+        thread::scope(|scope| {
+            for streams in part.chunks_mut(50) {
+                scope.spawn(|| streams.iter_mut().for_each(|stream| fill(stream, &requests)));
+            }
+        });
+        assert_served(&service, "beside clients that never read").await;
+    }
+    let taken = memory(&service);
+    println!("{taken} MB with 1,000 clients that never read");
+    assert!(taken < MEGABYTES, "{taken} MB");
+    assert_all_closed(&service, before).await;
+}
+
+/// An HTTP/2 frame.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// `:method: GET`, `:scheme: http`, `:path: /`, `:authority: x`, `accept: text/html`, by HPACK's static table.
+const REQUEST: &[u8] = b"\x82\x86\x84\x41\x01x\x0f\x04\x09text/html";
+
+/// An HTTP/2 connection with these settings.
+fn connect_http2(service: &Service, settings: &[u8]) -> TcpStream {
+    let mut stream = connect(service);
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, settings)].concat();
+    stream.write_all(&preface).unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn http2_clients_that_take_nothing_hold_little_and_are_closed() {
+    let service = Service::start([]);
+    let before = connections(&service);
+    // No response may be sent: SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    let settings = [0, 4, 0, 0, 0, 0];
+    let requests: Vec<u8> =
+        (0..100).flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, 2 * n + 1, REQUEST)).collect();
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let mut stream = connect_http2(&service, &settings);
+        stream.write_all(&requests).unwrap();
+        streams.push(stream);
+    }
+    assert_served(&service, "beside HTTP/2 clients that take nothing").await;
+    let taken = memory(&service);
+    println!("{taken} MB with 10,000 requests over HTTP/2 whose responses are not taken");
+    assert!(taken < MEGABYTES, "{taken} MB");
+    assert_all_closed(&service, before).await;
+}
+
+#[tokio::test]
+async fn a_visitor_gets_in_beside_5000_idle_connections() {
+    let service = Service::start([]);
+    let mut regular = Visitor::new();
+    assert_eq!(regular.count(&service, "/").await, 1);
+    let mut idle = VecDeque::new();
+    for number in 1..=5000 {
+        let mut stream = connect(&service);
+        // Half of them were answered once.
+        if number % 2 == 0 {
+            stream.write_all(VIEW).unwrap();
+            assert_ne!(stream.read(&mut [0; 8192]).unwrap(), 0, "connection {number} is not served");
+        }
+        idle.push_back(stream);
+        if number % 500 == 0 {
+            assert_served(&service, "beside idle connections").await;
+            assert_eq!(regular.count(&service, "/").await, 1 + number / 500);
+        }
+        if idle.len() > 1500 {
+            let mut oldest: TcpStream = idle.pop_front().unwrap();
+            let end = oldest.read_to_end(&mut Vec::new());
+            assert!(end.is_ok_and(|bytes| bytes == 0), "beyond the bound, an older connection is still open");
+        }
+    }
+    let taken = memory(&service);
+    println!("{taken} MB and {} connections after 5,000", connections(&service));
+    assert!(taken < MEGABYTES, "{taken} MB");
+}
+
+#[tokio::test]
+async fn a_visitor_gets_in_when_files_run_out() {
+    let limited = program([]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 100; exec \"$0\""]).arg(limited.get_program()).env_clear().env("PORT", "0");
+    let service = Service::launch(&mut shell);
+    let _idle: Vec<_> = (0..150).map(|_| connect(&service)).collect();
+    assert_served(&service, "with too many files open").await;
+}
+
+/// Sends by `next` until the service closes the connection. Panics if it does not by the deadline.
+fn flood(mut stream: TcpStream, what: &str, mut next: impl FnMut() -> Vec<u8>) {
+    let mut answers = stream.try_clone().unwrap();
+    // The client reads, so that it is not closed for not reading.
+    let reader = thread::spawn(move || while answers.read(&mut [0; 65_536]).is_ok_and(|bytes| bytes > 0) {});
+    let begin = Instant::now();
+    let mut sent = 0;
+    while let Ok(()) = stream.write_all(&next()) {
+        sent += 1;
+        assert!(begin.elapsed() < DEADLINE, "{what}: still open after {sent} frames");
+    }
+    println!("{what}: closed after {:?} and {sent} writes", begin.elapsed());
+    reader.join().unwrap();
+}
+
+#[tokio::test]
+async fn http2_clients_that_ask_nothing_are_closed() {
+    let service = Service::start([]);
+    let before = memory(&service);
+    let streams = || {
+        let mut number = 0;
+        move || {
+            number += 1;
+            2 * number - 1
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            flood(connect_http2(&service, &[]), "answered pings", || {
+                thread::sleep(Duration::from_millis(100));
+                frame(PING, 0, 0, &[0; 8])
+            });
+        });
+        scope.spawn(|| flood(connect_http2(&service, &[]), "pings", || frame(PING, 0, 0, &[0; 8]).repeat(100)));
+        scope.spawn(|| flood(connect_http2(&service, &[]), "settings", || frame(SETTINGS, 0, 0, &[]).repeat(100)));
+        scope.spawn(|| {
+            let mut stream = streams();
+            flood(connect_http2(&service, &[]), "resets", || {
+                let stream = stream();
+                let request = frame(HEADERS, END_STREAM | END_HEADERS, stream, REQUEST);
+                [request, frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+            });
+        });
+        scope.spawn(|| {
+            let mut stream = connect_http2(&service, &[]);
+            stream.write_all(&frame(HEADERS, END_HEADERS, 1, REQUEST)).unwrap();
+            flood(stream, "empty frames", || frame(DATA, 0, 1, &[]).repeat(100));
+        });
+        scope.spawn(|| {
+            let mut stream = connect_http2(&service, &[]);
+            stream.write_all(&frame(HEADERS, END_STREAM, 1, REQUEST)).unwrap();
+            flood(stream, "endless headers", || frame(CONTINUATION, 0, 1, b"\x40\x01a\x01b".repeat(1000).as_slice()));
+        });
+        scope.spawn(|| {
+            let mut stream = connect(&service);
+            stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+            flood(stream, "endless headers over HTTP/1", || b"a: b\r\n".repeat(100));
+        });
+    });
+    let after = memory(&service);
+    println!("{before} MB before the floods, {after} MB after");
+    assert!(after < before + 20, "{before} MB before the floods, {after} MB after");
+    assert_served(&service, "after the floods").await;
+}
+
+/// Debian's slowhttptest, in all its modes: slow heads, slow bodies, ranges, slow reading.
+#[tokio::test]
+async fn slowhttptest_keeps_nobody_out() {
+    let service = Service::start([]);
+    let url = format!("http://127.0.0.1:{}/", service.port);
+    for mode in [&["-H"][..], &["-B"], &["-R"], &["-X", "-k", "3", "-w", "1", "-y", "2", "-n", "5", "-z", "1"]] {
+        let mut attack = Command::new("slowhttptest");
+        attack.args(mode).args(["-c", "1000", "-r", "1000", "-i", "1", "-l", "6", "-p", "3", "-u", &url]);
+        let attack = thread::spawn(move || attack.output().expect("slowhttptest is installed"));
+        eventually("the attack has begun", async || {
+            (connections(&service) > 300 || attack.is_finished()).then_some(())
+        })
+        .await;
+        while !attack.is_finished() {
+            assert_served(&service, &format!("during slowhttptest {mode:?}")).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let output = attack.join().unwrap();
+        assert!(output.status.success(), "{mode:?}: {output:?}");
+        let taken = memory(&service);
+        println!("{taken} MB after slowhttptest {mode:?}");
+        assert!(taken < MEGABYTES, "{taken} MB");
+    }
+}
