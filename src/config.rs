@@ -53,8 +53,8 @@ pub struct Config {
     #[arg(long, env = "SESSION_SECRET_PREVIOUS", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret_previous: Option<Key>,
 
-    /// Whether clients use HTTPS, by which true makes the cookie `Secure` and gives it the prefix `__Host-`; by default
-    /// true on Cloud Run only
+    /// true or false: true if clients use HTTPS; the cookie is then Secure and named __Host-id [default: true on Cloud
+    /// Run, else false]
     #[arg(long, env = "SECURE_COOKIE", value_parser = setting(true_or_false))]
     secure_cookie: Option<bool>,
 
@@ -100,7 +100,7 @@ impl Config {
         self.secure_cookie.unwrap_or(self.on_cloud_run())
     }
 
-    /// Whether the platform is Cloud Run: then clients use HTTPS, and logs are JSON.
+    /// Whether the platform is Cloud Run: then logs are JSON.
     pub fn on_cloud_run(&self) -> bool {
         self.k_service.is_some()
     }

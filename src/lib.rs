@@ -17,8 +17,8 @@
 //!    - [`store::lifetime`]: how long a session lives, and why most views need not renew it.
 //!    - `store/connection.rs`: connecting; `store/retry.rs`: sending again, and until when; `store/keys.rs`: the keys in Redis;
 //!      `store/error.rs`: reading the error texts of Redis and fred.
-//! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, timeouts and shutdown, for any
-//!    service; [`web::health`], [`config`] and [`telemetry`].
+//! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, limits and shutdown, for any
+//!    service; `web/connections.rs`: which connections may stay; [`web::health`], [`config`] and [`telemetry`].
 //!
 //! # Rules
 //! - Nothing outside `store/` reads or writes a count, and inside it only `count_views.lua` does so in Redis.

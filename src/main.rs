@@ -48,14 +48,14 @@ fn serve(config: &Config) -> Result<(), String> {
 async fn run(config: &Config) -> Result<(), String> {
     let shutdown =
         server::shutdown_signal().map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
-    let port = |error| format!("cannot listen on PORT {}: {error}", config.port);
-    let bound = server::bind(config.port).map_err(port)?;
+    let cannot_listen = |error| format!("cannot listen on PORT {}: {error}", config.port);
+    let bound = server::bind(config.port).map_err(cannot_listen)?;
     let store = Store::open(config);
     // A platform sends requests once this process listens. If the settings are wrong, it ends before.
     if let Ok(outcome) = timeout(CONNECT_FIRST, store.connected()).await {
         outcome.map_err(|problem| format!("REDIS_URL: {problem}"))?;
     }
-    let listener = bound.listen().map_err(port)?;
+    let listener = bound.listen().map_err(cannot_listen)?;
     let service = app::service(app::router(&store, config));
     if let Ok(address) = listener.local_addr() {
         info!("listening on http://{address}");

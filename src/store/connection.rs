@@ -228,14 +228,15 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
             }
             Err(error) => {
                 let reason = without_arguments(error.details()).to_owned();
-                let rejection = rejection(&reason);
-                if !was_connected {
-                    let of_sentinel =
-                        async { if rejection.is_none() { sentinel_rejection(&config).await } else { None } };
-                    if let Some(rejection) = rejection.clone().or(of_sentinel.await) {
-                        state.send_replace(State::Rejected(rejection));
-                        return;
-                    }
+                let rejection = match rejection(&reason) {
+                    None if !was_connected => sentinel_rejection(&config).await,
+                    rejection => rejection,
+                };
+                if let Some(rejection) = &rejection
+                    && !was_connected
+                {
+                    state.send_replace(State::Rejected(rejection.clone()));
+                    return;
                 }
                 let is_reply = rejection.is_some() || matches!(error.into(), Error::Refused(_));
                 let is_news = |logged: &String| is_reply && code(logged) != code(&reason);

@@ -16,15 +16,15 @@ use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// The most connections at a time. Cloud Run sends at most 1,000 requests to an instance at once. A connection holds
 /// some 20 kB, and 40 kB if its client sends requests and never reads: all together 50 MB of at least 128 MiB.
 const MAX_CONNECTIONS: usize = 1250;
 
-/// The most requests whose responses are not taken yet, over all connections. Over HTTP/2, one connection can have
-/// 100 of them, each of which holds some 12 kB.
+/// The most requests whose responses are not taken yet, over all connections. Beyond it, a connection can have only one
+/// at a time: over HTTP/2 it can otherwise have 32, and each holds some 8 kB.
 const MAX_REQUESTS: usize = 1250;
 
 /// A connection on which no request is being answered, and whose client takes no response, is closed after this.
@@ -45,7 +45,7 @@ pub struct Connections {
     /// The number of the last connection.
     last: AtomicU64,
     permits: Arc<Semaphore>,
-    /// Requests whose responses are not taken yet, but for those of connections that are ending.
+    /// Requests whose responses are not taken yet.
     requests: AtomicUsize,
     is_stopping: AtomicBool,
 }
@@ -86,7 +86,7 @@ pub struct Pending {
 #[derive(Debug)]
 pub struct ToTake {
     body: Body,
-    pending: Pending,
+    pending: Option<Pending>,
 }
 
 impl Connections {
@@ -106,13 +106,12 @@ impl Connections {
     /// the new one waits.
     pub async fn place(self: &Arc<Self>) -> Place {
         let permit = loop {
-            match self.permits.clone().try_acquire_owned() {
-                Ok(permit) => break permit,
-                Err(_) => self.make_room(),
-            };
-            tokio::select! {
-                Ok(permit) = self.permits.clone().acquire_owned() => break permit,
-                () = sleep(LOOK_AGAIN) => {}
+            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+                break permit;
+            }
+            self.make_room();
+            if let Ok(Ok(permit)) = timeout(LOOK_AGAIN, self.permits.clone().acquire_owned()).await {
+                break permit;
             }
         };
         let activity = Arc::new(Activity {
@@ -133,12 +132,12 @@ impl Connections {
         self.begin.elapsed().as_millis() as u64
     }
 
-    /// Ends the connection that has been idle longest. Returns false if none is idle.
-    pub fn make_room(&self) -> bool {
+    /// Ends the connection that has been idle longest, if any is idle.
+    pub fn make_room(&self) {
         let open = self.open.lock();
         let idle = open.values().filter(|activity| activity.is_idle() && !activity.is_ending.load(Relaxed));
         let oldest = idle.min_by_key(|activity| activity.last.load(Relaxed));
-        oldest.inspect(|activity| activity.end()).is_some()
+        oldest.inspect(|activity| activity.end());
     }
 
     /// Ends each connection once its requests are answered, and returns when all have ended.
@@ -159,7 +158,7 @@ impl Place {
     /// Serves the connection until it ends, is idle for too long, or gives way. `end` tells it to end once its requests
     /// are answered.
     pub async fn hold<C: Future + Unpin>(self, mut connection: C, end: impl Fn(&mut C)) {
-        let mut timeout = IDLE_TIMEOUT;
+        let mut limit = IDLE_TIMEOUT;
         let activity = &self.activity;
         loop {
             tokio::select! {
@@ -171,11 +170,11 @@ impl Place {
                         return;
                     }
                     end(&mut connection);
-                    timeout = LAST_MOMENTS;
+                    limit = LAST_MOMENTS;
                     activity.touch();
                 }
-                () = sleep_until(activity.timeout(timeout)) => {
-                    if activity.timeout(timeout) <= Instant::now() {
+                () = sleep_until(activity.times_out(limit)) => {
+                    if activity.times_out(limit) <= Instant::now() {
                         return;
                     }
                 }
@@ -185,22 +184,19 @@ impl Place {
 }
 
 impl Activity {
-    /// A request has arrived.
-    pub fn begin(self: &Arc<Self>) -> Pending {
-        self.busy.fetch_add(1, Relaxed);
-        if !self.is_ending.load(Relaxed) {
-            self.requests.fetch_add(1, Relaxed);
-            if self.connections.requests.fetch_add(1, Relaxed) >= MAX_REQUESTS {
-                self.connections.make_room();
-            }
+    /// A request has arrived. None if it is refused, because too many responses are not taken.
+    pub fn begin(self: &Arc<Self>) -> Option<Pending> {
+        if self.connections.requests.load(Relaxed) >= MAX_REQUESTS && self.requests.load(Relaxed) > 0 {
+            return None;
         }
-        Pending { activity: self.clone(), is_busy: true }
+        self.busy.fetch_add(1, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+        self.connections.requests.fetch_add(1, Relaxed);
+        Some(Pending { activity: self.clone(), is_busy: true })
     }
 
-    /// Ends the connection once its requests are answered. Responses that are not taken by then are dropped.
     fn end(&self) {
         self.is_ending.store(true, Relaxed);
-        self.connections.requests.fetch_sub(self.requests.swap(0, Relaxed), Relaxed);
         self.wake.notify_one();
     }
 
@@ -213,9 +209,9 @@ impl Activity {
     }
 
     /// When the connection times out, if nothing happens.
-    fn timeout(&self, timeout: Duration) -> Instant {
-        let idle = if self.is_idle() { self.connections.now() - self.last.load(Relaxed) } else { 0 };
-        Instant::now() + timeout.saturating_sub(Duration::from_millis(idle))
+    fn times_out(&self, limit: Duration) -> Instant {
+        let idle = if self.is_idle() { self.connections.now().saturating_sub(self.last.load(Relaxed)) } else { 0 };
+        Instant::now() + limit.saturating_sub(Duration::from_millis(idle))
     }
 }
 
@@ -223,7 +219,7 @@ impl Pending {
     /// The response is made, with this body.
     pub fn respond(mut self, body: Body) -> ToTake {
         self.end();
-        ToTake { body, pending: self }
+        ToTake { body, pending: Some(self) }
     }
 
     fn end(&mut self) {
@@ -237,11 +233,15 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         self.end();
-        let activity = &self.activity;
-        if !activity.is_ending.load(Relaxed) {
-            activity.requests.fetch_sub(1, Relaxed);
-            activity.connections.requests.fetch_sub(1, Relaxed);
-        }
+        self.activity.requests.fetch_sub(1, Relaxed);
+        self.activity.connections.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+impl ToTake {
+    /// The body of a response to a request that is refused.
+    pub fn empty() -> Self {
+        Self { body: Body::empty(), pending: None }
     }
 }
 
@@ -254,8 +254,10 @@ impl HttpBody for ToTake {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        if frame.is_ready() {
-            self.pending.activity.touch();
+        if frame.is_ready()
+            && let Some(pending) = &self.pending
+        {
+            pending.activity.touch();
         }
         frame
     }

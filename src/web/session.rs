@@ -29,7 +29,7 @@ struct Shared {
     is_secure: bool,
     /// What signs the cookie. Without it, cookies are not signed.
     secret: Option<Key>,
-    /// What signed it before.
+    /// What signs it on other instances while the secret is rotated.
     previous: Option<Key>,
 }
 
@@ -37,7 +37,7 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Received {
     id: Id,
-    /// Whether the cookie is signed with the previous secret.
+    /// Whether the cookie is signed with the other secret.
     is_outdated: bool,
 }
 

@@ -101,13 +101,15 @@ pub fn sentinel_with(primary: &Redis, options: impl Fn(u16) -> Vec<String>) -> R
     on_free_port(|port| {
         let directory = TempDir::new().unwrap();
         // A Sentinel writes its state to its configuration, so this must be a file.
-        let config = "bind 127.0.0.1\n\
-             sentinel monitor main 127.0.0.1 {primary} 2\n\
-             sentinel down-after-milliseconds main 500\n\
-             sentinel failover-timeout main 2000\n";
         let options: String =
             options(port).chunks(2).map(|option| format!("{} \"{}\"\n", &option[0][2..], option[1])).collect();
-        let config = format!("{options}{}", config.replace("{primary}", &primary.to_string()));
+        let config = format!(
+            "{options}\
+             bind 127.0.0.1\n\
+             sentinel monitor main 127.0.0.1 {primary} 2\n\
+             sentinel down-after-milliseconds main 500\n\
+             sentinel failover-timeout main 2000\n"
+        );
         fs::write(directory.path().join("sentinel.conf"), config).unwrap();
         Redis::launch(port, directory, &["sentinel.conf", "--sentinel"], "+monitor master main")
     })
