@@ -23,6 +23,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// What the whole process may take, whatever clients do. An instance has at least 128 MiB.
 const MEGABYTES: u64 = 100;
 
+/// The bound of the service.
+const MAX_CONNECTIONS: usize = 1250;
+
 /// A request of a browser: its answer is larger than that to curl.
 const VIEW: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/html\r\n\r\n";
 
@@ -175,9 +178,11 @@ async fn a_visitor_gets_in_beside_5000_idle_connections() {
             assert!(end.is_ok_and(|bytes| bytes == 0), "beyond the bound, an older connection is still open");
         }
     }
-    let taken = memory(&service);
-    println!("{taken} MB and {} connections after 5,000", connections(&service));
+    let (taken, left) = (memory(&service), connections(&service));
+    println!("{taken} MB and {left} connections after 5,000");
     assert!(taken < MEGABYTES, "{taken} MB");
+    // And the listener, and what the runtime has open.
+    assert!(left < MAX_CONNECTIONS + 20, "{left} connections");
 }
 
 #[tokio::test]
