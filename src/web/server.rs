@@ -7,7 +7,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body, extract::Request, http::StatusCode, response::Response};
+use axum::{
+    body::{Body, HttpBody},
+    extract::Request,
+    http::StatusCode,
+    response::Response,
+};
 use futures_util::{
     TryFutureExt,
     future::{Either, ready},
@@ -141,7 +146,9 @@ where
                     *refused.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
                     return Either::Left(ready(Ok(refused)));
                 };
-                let response = service.clone().oneshot(request.map(Body::new));
+                // An empty body takes no allocation.
+                let body = |body: Incoming| if body.is_end_stream() { Body::empty() } else { Body::new(body) };
+                let response = service.clone().oneshot(request.map(body));
                 Either::Right(response.map_ok(|response| response.map(|body| pending.respond(body))))
             });
             let connection = Box::pin(http.serve_connection(TokioIo::new(stream), on_request).into_owned());

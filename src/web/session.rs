@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderValue, header},
-    middleware::Next,
     response::Response,
+    routing::Route,
 };
 use cookie::{Cookie, CookieJar, Key, SameSite};
+use tower::Service;
 use tower_sessions::{Session, session::Id};
 
 use super::error::Error;
@@ -93,8 +94,13 @@ impl Sessions {
 ///
 /// # Errors
 /// [`Error::Session`] if the session cannot be saved.
-pub async fn give_session(State(sessions): State<Sessions>, request: Request, next: Next) -> Result<Response, Error> {
-    sessions.serve(request, async |request, _| Ok(next.run(request).await)).await
+pub async fn give_session(sessions: Sessions, request: Request, page: Arc<Route>) -> Result<Response, Error> {
+    sessions.serve(request, |request, _| answer(&page, request)).await
+}
+
+/// The page's answer.
+pub async fn answer(page: &Route, request: Request) -> Result<Response, Error> {
+    page.clone().call(request).await.map_err(|never| match never {})
 }
 
 impl Shared {
