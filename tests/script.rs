@@ -3,9 +3,9 @@
 
 use crate::common::{Redis, Service, Visitor, behind_proxy, session_id};
 
-/// The time to live of a record in ms, how many ms before it the views expire, the time to live of a
-/// reply in s, and the key of the first view.
-const SETTINGS: [&str; 4] = ["100000", "1000", "3600", "1"];
+/// The time to live of a record in ms, how many ms before it the counts expire, the time to live of a reply in s, the key
+/// of the first view, and that the session of the one view is to be renewed.
+const SETTINGS: [&str; 5] = ["100000", "1000", "3600", "1", "1"];
 
 /// A visitor after one view of `/foo`, and the id of the session, whose record tower-sessions wrote.
 async fn session(redis: &Redis, service: &Service) -> (Visitor, String) {
@@ -19,7 +19,7 @@ async fn session(redis: &Redis, service: &Service) -> (Visitor, String) {
 /// Calls the script for one view of `/foo`, preceded by some Lua.
 fn count(redis: &Redis, before: &str, number: &str, id: &str) -> String {
     let views = format!("v:{{{id}}}");
-    let arguments = [&[number], &SETTINGS[..], &["/foo", "1"]].concat();
+    let arguments = [&[number], &SETTINGS[..], &["/foo"]].concat();
     redis.count_views(before, &["calls:test", id, &views], &arguments)
 }
 
@@ -82,7 +82,7 @@ async fn an_outdated_call_changes_nothing() {
     assert!(redis.pttl(&id) <= 50_000, "renewed");
     // This one would have counted a view of another page.
     assert_eq!(count(&redis, "", "6", &id), "6\n2");
-    let arguments = [&["5"], &SETTINGS[..], &["/bar", "1"]].concat();
+    let arguments = [&["5"], &SETTINGS[..], &["/bar"]].concat();
     let keys = ["calls:test", &id, &views];
     assert_eq!(redis.count_views("", &keys, &arguments), "6\n2");
     assert_eq!(redis.cli(&["HGETALL", &views]), "/foo\n2");

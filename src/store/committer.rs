@@ -252,18 +252,17 @@ impl<R: RunScript> Shared<R> {
         let mut keys = Vec::with_capacity(1 + 2 * batch.len());
         keys.push(self.reply_keys.key(lane));
         keys.extend(keys::of_sessions(batch.iter().map(|view| &view.session)));
-        let mut arguments = Vec::with_capacity(5 + 2 * batch.len());
+        let due: String = are_due.iter().map(|is_due| if *is_due { '1' } else { '0' }).collect();
+        let mut arguments = Vec::with_capacity(6 + batch.len());
         arguments.extend([
             Value::from(number as i64),
             Value::from(self.lifetime.record_millis()),
             Value::from(MARGIN.as_millis() as i64),
             Value::from(REPLY_KEPT_FOR.as_secs() as i64),
             Value::from_static_str(FirstView::KEY),
+            due.into(),
         ]);
-        for (view, is_due) in batch.iter().zip(are_due) {
-            arguments
-                .extend([Value::String(view.path.clone()), Value::from_static_str(if *is_due { "1" } else { "" })]);
-        }
+        arguments.extend(batch.iter().map(|view| Value::String(view.path.clone())));
         (keys, arguments)
     }
 }

@@ -1,18 +1,19 @@
 -- Counts a batch of views and renews their sessions: each view once, however often and however late the call arrives.
 --
--- KEYS: the lane's last reply; then for each view its session's record and its session's views (path -> count).
--- ARGV: the call's number; ms that a renewed record lives; ms by which views end before their record; seconds that a
--- reply is kept; the name of the first view's path in a record; then for each view its path, and '1' to renew its
--- session, else ''.
+-- KEYS: the lane's last reply; then for each view its session's record and its session's counts (path -> count).
+-- ARGV: the call's number; ms that a renewed record lives; ms by which counts end before their record; seconds that a
+-- reply is kept; the name of the first view's path in a record; a digit for each view, 1 if its session is to be
+-- renewed, else 0; then for each view its path.
 --
 -- Returns the reply, a line each: the call's number; then for each view its count, 0 if its session is over (nothing
 -- is counted then), or '-' and the error that kept it from being counted.
-local number, record_life, margin, kept_for, first_view = unpack(ARGV, 1, 5)
-local size = #ARGV / 2 - 2.5
+local number, record_life, margin, kept_for, first_view, due = unpack(ARGV, 1, 6)
+local size = #due
 local lines = { number }
--- Per view: whether it was counted; and, if it began its session's views, true or their time to live in ms.
+-- Per view: whether it was counted; and, if it began its session's counts, true or their time to live in ms.
 local counted, begun = {}, {}
 local has_news = false
+local is_due = string.byte('1')
 
 -- An error's text, in one line. Redis before 7 says first where in the script it stands.
 local function text(err)
@@ -41,7 +42,7 @@ end
 
 -- For a path that was counted to 1: this is the session's second view, or its first one of another page, or the
 -- session is over. Gives its count.
-local function count_new_path(view, record, views, path)
+local function count_new_path(view, record, counts, path)
   local data = call('GET', record)
   if not data then
     return 0
@@ -50,14 +51,14 @@ local function count_new_path(view, record, views, path)
   local count = 1
   if first == path then
     begun[view] = true
-    count = call('HINCRBY', views, path, 1)
+    count = call('HINCRBY', counts, path, 1)
   elseif first then
-    begun[view] = call('HSETNX', views, first, 1) == 1
+    begun[view] = call('HSETNX', counts, first, 1) == 1
   else
-    begun[view] = call('HLEN', views) == 1
+    begun[view] = call('HLEN', counts) == 1
   end
   if begun[view] then
-    -- Within the margin, the record may have had views that have ended.
+    -- Within the margin, the record may have had counts that have ended.
     begun[view] = call('PTTL', record) - margin
     if begun[view] <= 0 then
       return 0
@@ -66,30 +67,30 @@ local function count_new_path(view, record, views, path)
   return count
 end
 
--- Leaves the session's views as if this view had never come.
-local function undo(view, views, path)
+-- Leaves the session's counts as if this view had never come.
+local function undo(view, counts, path)
   if begun[view] then
-    call('DEL', views)
+    call('DEL', counts)
     begun[view] = nil
-  elseif call('HINCRBY', views, path, -1) == 0 then
-    call('HDEL', views, path)
+  elseif call('HINCRBY', counts, path, -1) == 0 then
+    call('HDEL', counts, path)
   end
 end
 
 for view = 1, size do
-  local views, path = KEYS[2 * view + 1], ARGV[2 * view + 4]
+  local counts, path = KEYS[2 * view + 1], ARGV[view + 6]
   -- The first write: when out of memory, Redis refuses only a script's first write.
-  local count = redis.pcall('HINCRBY', views, path, 1)
+  local count = redis.pcall('HINCRBY', counts, path, 1)
   if type(count) == 'table' then
     count = '-' .. text(count.err)
   elseif count == 1 then
-    local is_done, result = pcall(count_new_path, view, KEYS[2 * view], views, path)
+    local is_done, result = pcall(count_new_path, view, KEYS[2 * view], counts, path)
     if not is_done then
-      undo(view, views, path)
+      undo(view, counts, path)
       count = '-' .. result
     elseif result == 0 then
       begun[view] = nil
-      call('DEL', KEYS[2 * view], views)
+      call('DEL', KEYS[2 * view], counts)
       count = 0
     else
       count = result
@@ -117,7 +118,7 @@ local is_kept = type(kept) ~= 'table'
 if not is_kept or kept and (tonumber(string.match(kept, '^%d+')) or 0) >= tonumber(number) then
   for view = size, 1, -1 do
     if counted[view] then
-      undo(view, KEYS[2 * view + 1], ARGV[2 * view + 4])
+      undo(view, KEYS[2 * view + 1], ARGV[view + 6])
     end
   end
   if not is_kept then
@@ -128,7 +129,7 @@ if not is_kept or kept and (tonumber(string.match(kept, '^%d+')) or 0) >= tonumb
 end
 
 for view = 1, size do
-  if counted[view] and ARGV[2 * view + 5] == '1' then
+  if counted[view] and string.byte(due, view) == is_due then
     call('PEXPIRE', KEYS[2 * view], record_life)
     call('PEXPIRE', KEYS[2 * view + 1], record_life - margin)
   elseif begun[view] then

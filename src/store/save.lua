@@ -1,8 +1,8 @@
--- Saves the record of a session that lives, and renews it and its views. Returns whether it lives, as 1 or 0.
--- KEYS: the record; the views. ARGV: what the record is to hold; ms that a renewed record lives; ms by which views end
+-- Saves the record of a session that lives, and renews it and its counts. Returns whether it lives, as 1 or 0.
+-- KEYS: the record; the counts. ARGV: what the record is to hold; ms that a renewed record lives; ms by which counts end
 -- before their record.
 
--- Within the margin, the record may have had views that have ended.
+-- Within the margin, the record may have had counts that have ended.
 if redis.call('PTTL', KEYS[1]) <= tonumber(ARGV[3]) then
   return '0'
 end

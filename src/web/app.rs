@@ -77,20 +77,22 @@ pub fn service(
     service_fn(move |request| Box::pin(answer(routes.clone(), request)))
 }
 
-async fn answer(mut routes: Router, request: Request) -> Result<Response, Infallible> {
+// No `async fn`: its future would hold the request twice.
+fn answer(mut routes: Router, request: Request) -> impl Future<Output = Result<Response, Infallible>> {
     let trace = Trace::of(request.headers());
     let format = Format::of(request.headers());
     let is_head = request.method() == Method::HEAD;
     let uri = request.uri().clone();
-    let response = error::in_time(routes.call(request));
-    let response = trace.scope(response).await;
-    let mut response = error::in_words(response, format, uri.path());
-    if is_head {
-        // axum emptied the body before an error had one.
-        *response.body_mut() = Body::empty();
-    }
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::VARY, HeaderValue::from_static("Accept, Cookie"));
-    Ok(response)
+    let response = trace.scope(error::in_time(routes.call(request)));
+    response.map(move |response| {
+        let mut response = error::in_words(response, format, uri.path());
+        if is_head {
+            // axum emptied the body before an error had one.
+            *response.body_mut() = Body::empty();
+        }
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::VARY, HeaderValue::from_static("Accept, Cookie"));
+        Ok(response)
+    })
 }

@@ -10,6 +10,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use super::page::{Format, Page};
@@ -115,14 +116,14 @@ impl From<tower_sessions::session::Error> for Error {
 }
 
 /// Answers 503 if the routes take longer than [`DEADLINE`].
-pub async fn in_time(response: impl Future<Output = Result<Response, Infallible>>) -> Response {
-    match timeout(DEADLINE, response).await {
+pub fn in_time(response: impl Future<Output = Result<Response, Infallible>>) -> impl Future<Output = Response> {
+    timeout(DEADLINE, response).map(|outcome| match outcome {
         Ok(Ok(response)) => response,
         Err(_) => {
             telemetry::warn_once_a_minute("deadline", format_args!("no answer within {DEADLINE:?}"));
             Error::Late.into_response()
         }
-    }
+    })
 }
 
 /// Gives an error a body in this format.

@@ -60,33 +60,45 @@ impl Sessions {
         &self.0.store
     }
 
-    /// Answers a request by `page`, which gets the request's session; then saves the session if the page changed it,
-    /// unless the answer is a server error.
-    ///
-    /// # Errors
-    /// That of the page, or [`Error::Session`] if the session cannot be saved.
-    pub async fn serve<F: Future<Output = Result<Response, Error>>>(
-        &self,
-        mut request: Request,
-        page: impl FnOnce(Request, Session) -> F,
-    ) -> Result<Response, Error> {
+    /// Gives the request the session that its cookie names, or a new one.
+    pub fn open(&self, request: &mut Request) -> Opened {
         let received = self.0.read(request.headers());
         let session = Session::new(received.map(|cookie| cookie.id), self.0.store.clone(), None);
         request.extensions_mut().insert(session.clone());
-        let mut response = page(request, session.clone()).await?;
+        Opened { shared: self.0.clone(), received, session }
+    }
+}
+
+/// The session of a request that is being answered.
+pub struct Opened {
+    shared: Arc<Shared>,
+    received: Option<Received>,
+    /// The session.
+    pub session: Session,
+}
+
+impl Opened {
+    /// Saves the session if the page changed it, unless the response is a server error, and gives the response the
+    /// cookie that it needs.
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the session cannot be saved.
+    pub async fn close(self, response: &mut Response) -> Result<(), Error> {
+        let Self { shared, received, session } = self;
         let cookie = if session.is_empty().await {
             // The page ended the session that the request came with.
-            received.map(|_| self.0.removal())
+            received.map(|_| shared.removal())
         } else if session.is_modified() && !response.status().is_server_error() {
-            session.save().await?;
-            session.id().map(|id| self.0.cookie(id))
+            // In a box, since few requests come here, and all keep room for it.
+            Box::pin(session.save()).await?;
+            session.id().map(|id| shared.cookie(id))
         } else {
-            received.filter(|cookie| cookie.is_outdated).map(|cookie| self.0.cookie(cookie.id))
+            received.filter(|cookie| cookie.is_outdated).map(|cookie| shared.cookie(cookie.id))
         };
         if let Some(Ok(cookie)) = cookie.map(|cookie| HeaderValue::try_from(cookie.encoded().to_string())) {
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }
-        Ok(response)
+        Ok(())
     }
 }
 
@@ -94,30 +106,31 @@ impl Sessions {
 ///
 /// # Errors
 /// [`Error::Session`] if the session cannot be saved.
-pub async fn give_session(sessions: Sessions, request: Request, page: Arc<Route>) -> Result<Response, Error> {
-    sessions.serve(request, |request, _| answer(&page, request)).await
-}
-
-/// The page's answer.
-pub async fn answer(page: &Route, request: Request) -> Result<Response, Error> {
-    page.clone().call(request).await.map_err(|never| match never {})
+pub async fn give_session(sessions: Sessions, mut request: Request, page: Arc<Route>) -> Result<Response, Error> {
+    let opened = sessions.open(&mut request);
+    let Ok(mut response) = Route::clone(&page).call(request).await;
+    opened.close(&mut response).await?;
+    Ok(response)
 }
 
 impl Shared {
     /// The first cookie of this service's name that holds an id and is signed as it must be.
     fn read(&self, headers: &HeaderMap) -> Option<Received> {
-        let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
-        let pairs = lines.flat_map(|line| line.split(';')).filter(|pair| pair.trim_start().starts_with(self.name));
-        let mut cookies = pairs.filter_map(|pair| Cookie::parse_encoded(pair).ok());
-        cookies.find_map(|cookie| if cookie.name() == self.name { self.verify(cookie) } else { None })
+        let lines = headers.get_all(header::COOKIE).iter();
+        let mut pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+        pairs.find_map(|pair| {
+            let value = pair.trim_ascii().strip_prefix(self.name.as_bytes())?.strip_prefix(b"=")?;
+            self.verify(str::from_utf8(value).ok()?)
+        })
     }
 
-    fn verify(&self, cookie: Cookie<'_>) -> Option<Received> {
+    fn verify(&self, value: &str) -> Option<Received> {
         let Some(secret) = &self.secret else {
-            return Some(Received { id: cookie.value().parse().ok()?, is_outdated: false });
+            return Some(Received { id: value.parse().ok()?, is_outdated: false });
         };
+        let cookie = Cookie::parse_encoded(format!("{}={value}", self.name)).ok()?;
         let jar = CookieJar::new();
-        let id = |key| jar.signed(key).verify(cookie.clone().into_owned())?.value().parse().ok();
+        let id = |key| jar.signed(key).verify(cookie.clone())?.value().parse().ok();
         let outdated = || Some(Received { id: id(self.previous.as_ref()?)?, is_outdated: true });
         id(secret).map(|id| Received { id, is_outdated: false }).or_else(outdated)
     }

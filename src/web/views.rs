@@ -8,12 +8,9 @@ use axum::{
     response::Response,
     routing::Route,
 };
-use tower_sessions::Session;
+use tower::Service;
 
-use super::{
-    error::Error,
-    session::{self, Sessions},
-};
+use super::{error::Error, session::Sessions};
 use crate::store::FirstView;
 
 const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
@@ -33,11 +30,19 @@ pub struct ViewCount(
 ///
 /// # Errors
 /// If the store fails; see [`crate::store::Store::count_view`].
-pub async fn count_view(sessions: Sessions, request: Request, page: Arc<Route>) -> Result<Response, Error> {
-    if is_prefetch(request.headers()) {
-        return Err(Error::Prefetch);
-    }
-    let answer = async |mut request: Request, session: Session| {
+// No `async fn`: its future would hold the request twice.
+pub fn count_view(
+    sessions: Sessions,
+    mut request: Request,
+    page: Arc<Route>,
+) -> impl Future<Output = Result<Response, Error>> + Send {
+    let is_prefetch = is_prefetch(request.headers());
+    let opened = sessions.open(&mut request);
+    async move {
+        if is_prefetch {
+            return Err(Error::Prefetch);
+        }
+        let session = &opened.session;
         let path = request.uri().path();
         let counted = match session.id() {
             Some(id) => sessions.store().count_view(&id, path).await?,
@@ -47,21 +52,22 @@ pub async fn count_view(sessions: Sessions, request: Request, page: Arc<Route>) 
             Some(count) => count,
             None => {
                 let first = FirstView(path.to_owned());
-                let inserted = session.insert(FirstView::KEY, first).await;
+                // In a box, since few requests come here, and all keep room for it.
+                let inserted = Box::pin(session.insert(FirstView::KEY, first)).await;
                 // Loading the session's record failed. The store has logged why.
                 inserted.map_err(|_| Error::NotCounted)?;
                 1
             }
         };
         request.extensions_mut().insert(ViewCount(count));
-        let response = session::answer(&page, request).await?;
+        let Ok(mut response) = Route::clone(&page).call(request).await;
         if counted.is_some() && session.id().is_none() {
             // The page gave the session a new id, and the counts stay with the old one.
-            session.remove_value(FirstView::KEY).await?;
+            Box::pin(session.remove_value(FirstView::KEY)).await?;
         }
+        opened.close(&mut response).await?;
         Ok(response)
-    };
-    sessions.serve(request, answer).await
+    }
 }
 
 /// Whether the `Sec-Purpose` header begins with the token `prefetch`, perhaps with parameters such as

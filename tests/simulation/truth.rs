@@ -37,10 +37,10 @@ impl World {
             if lines.iter().any(|line| *line != "0") {
                 self.truth.calls.insert(name);
             }
-            let views = call.keys[1..].chunks(2).zip(call.arguments[5..].chunks(2));
-            for (line, (keys, arguments)) in lines.into_iter().zip(views) {
+            let views = call.keys[1..].chunks(2).zip(&call.arguments[6..]);
+            for (line, (keys, called)) in lines.into_iter().zip(views) {
                 let id = str::from_utf8(&keys[0]).unwrap().parse().unwrap();
-                let path = PATHS.into_iter().find(|path| path.as_bytes() == arguments[0]).unwrap();
+                let path = PATHS.into_iter().find(|path| path.as_bytes() == called).unwrap();
                 self.judge_view(id, path, line, before.contains_key(&keys[0]));
             }
         } else {
