@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, session_id};
+use crate::common::{Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, session_id, signal};
 use futures_util::future::join_all;
 
 /// Every view is answered by then.
@@ -231,6 +231,40 @@ async fn a_master_fails_under_load() {
     }
     println!("all visitors get the page again {back:?} after the promotion");
     assert!(back < TIMEOUT, "{back:?}");
+}
+
+/// Only the sessions of a frozen master are out of reach. All others are counted, without one 503.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_freezes_under_load() {
+    let cluster = Cluster::start().await;
+    let services = instances(&cluster);
+    let mut visitors = visitors(&services[0], &cluster, 30).await;
+    visitors.sort_by_key(|visitor| place(&cluster, visitor).1);
+    let frozen = visitors.iter().filter(|visitor| place(&cluster, visitor).1 == 0).count();
+    let load = Load::start(&services, &visitors);
+    load.served(3).await;
+    signal(cluster.masters[0].id(), "STOP");
+    let begin = Instant::now();
+    // Longer than the service waits for a reply, and for a new link to fail.
+    while begin.elapsed() < 2 * DEADLINE {
+        load.served_to(frozen.., 20).await;
+    }
+    signal(cluster.masters[0].id(), "CONT");
+    load.served(3).await;
+    for (n, (_, views)) in load.stop().await.iter().enumerate() {
+        assert_answered(views);
+        let counts: Vec<_> = views.iter().filter_map(|view| view.count).collect();
+        let failed = views.len() - counts.len();
+        if n < frozen {
+            // What one instance sent before the thaw may be counted after a view on the other.
+            assert!(failed > 0, "no view on the frozen master failed");
+            assert!(counts.is_sorted_by(|one, next| one < next), "{counts:?}");
+            assert!(counts.last().unwrap() - 1 <= views.len() as u64, "{counts:?} of {} views", views.len());
+        } else {
+            assert_eq!(failed, 0, "views on other masters failed: {views:#?}");
+            assert_consecutive(counts, 2);
+        }
+    }
 }
 
 fn first_page_since(views: &[View], moment: Instant) -> &View {

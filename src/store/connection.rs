@@ -31,6 +31,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest pause between attempts to connect. It is reached after about 20 attempts in 3 s.
 const LONGEST_BACKOFF: Duration = Duration::from_millis(800);
 
+/// How long a Cluster's link is used while a server does not answer: longer than a failover takes with Redis's
+/// defaults (15 s until the others give up a master). What is sent to that server meanwhile is kept in memory.
+const LONGEST_DOUBT: Duration = Duration::from_secs(30);
+
 /// A connection to Redis that reconnects for ever. A clone is another handle on the same one.
 ///
 /// What connects at a given moment is a *link*: one fred client, which is replaced when it fails.
@@ -43,6 +47,9 @@ pub struct Connection {
 #[derive(Debug)]
 enum State {
     Linked(Client),
+    /// In a Cluster: linked, but one server fails, for this reason. The link serves the other servers' sessions until
+    /// there is a new link.
+    Doubted(Client, String),
     /// Not connected, for this reason.
     Lost(String),
     /// Redis rejected a setting before it was ever connected, for this reason.
@@ -50,13 +57,21 @@ enum State {
 }
 
 impl State {
-    fn uses(&self, link: &Client) -> bool {
-        matches!(self, Self::Linked(current) if current.id() == link.id())
+    fn link(&self) -> Option<&Client> {
+        match self {
+            Self::Linked(link) | Self::Doubted(link, _) => Some(link),
+            Self::Lost(_) | Self::Rejected(_) => None,
+        }
     }
 
-    fn lost(&self) -> Option<String> {
+    fn uses(&self, link: &Client) -> bool {
+        self.link().is_some_and(|current| current.id() == link.id())
+    }
+
+    /// Why a new link is needed, if so.
+    fn problem(&self) -> Option<String> {
         match self {
-            Self::Lost(reason) => Some(reason.clone()),
+            Self::Lost(reason) | Self::Doubted(_, reason) => Some(reason.clone()),
             _ => None,
         }
     }
@@ -118,11 +133,7 @@ impl Connection {
 
     /// Resolves when there is a link.
     async fn link(&self) -> Client {
-        let linked = |state: &State| match state {
-            State::Linked(link) => Some(link.clone()),
-            _ => None,
-        };
-        wait_for(&self.state, linked).await
+        wait_for(&self.state, |state| state.link().cloned()).await
     }
 
     /// Resolves when this link is no longer used.
@@ -131,21 +142,22 @@ impl Connection {
         wait_for(&self.state, is_lost).await
     }
 
-    /// Replaces this link, if it is still used.
+    /// Asks for a new link in place of this one, if it is in use and not in doubt already.
     fn give_up(&self, link: &Client, reason: &str) {
         self.state.send_if_modified(|state| {
-            let is_used = state.uses(link);
-            if is_used {
-                *state = State::Lost(reason.to_owned());
+            let is_news = matches!(state, State::Linked(_)) && state.uses(link);
+            if is_news {
+                let reason = reason.to_owned();
+                *state = if self.is_clustered { State::Doubted(link.clone(), reason) } else { State::Lost(reason) };
             }
-            is_used
+            is_news
         });
     }
 
     /// Resolves when there is a link, or Redis rejects a setting before it was ever connected: then with the reason.
     pub async fn connected(&self) -> Result<(), String> {
         let connected = |state: &State| match state {
-            State::Linked(_) => Some(Ok(())),
+            State::Linked(_) | State::Doubted(..) => Some(Ok(())),
             State::Lost(_) => None,
             State::Rejected(reason) => Some(Err(reason.clone())),
         };
@@ -202,27 +214,38 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 
 /// Connects, and reconnects whenever the link is lost: at once, then with backoff.
 ///
-/// Logs one line when the link is lost and one when it is back. In between it logs errors from Redis and
+/// Logs one line when the link is lost, or in doubt, and one when there is a new one. In between it logs errors from Redis and
 /// its certificate, but not network failures.
 async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
     let (mut known, mut was_connected) = (config.clone(), false);
     let (mut logged, mut backoff) = (None, Duration::ZERO);
+    // The task of a link in doubt, and since when.
+    let mut doubted: Option<(ConnectHandle, Instant)> = None;
     loop {
         match connect(&known).await {
             Ok((link, mut end)) => {
                 info!("connected to Redis");
                 state.send_replace(State::Linked(link.clone()));
+                doubted.take().inspect(|(end, _)| end.abort());
                 error::outage_is_over();
                 if !was_connected {
                     warn_of_eviction(&link).await;
                 }
                 let reason = tokio::select! {
-                    end = &mut end => why(end),
-                    reason = wait_for(&state, State::lost) => reason,
+                    end = &mut end => {
+                        let reason = why(end);
+                        state.send_replace(State::Lost(reason.clone()));
+                        reason
+                    }
+                    reason = wait_for(&state, State::problem) => reason,
                 };
-                end.abort();
-                warn!("the connection to Redis is lost: {reason}");
-                state.send_replace(State::Lost(reason.clone()));
+                if state.borrow().link().is_some() {
+                    warn!("a server of the Redis Cluster fails, connecting anew: {reason}");
+                    doubted = Some((end, Instant::now()));
+                } else {
+                    warn!("the connection to Redis is lost: {reason}");
+                    end.abort();
+                }
                 known = with_nodes(&config, &link);
                 (was_connected, logged, backoff) = (true, Some(reason), Duration::ZERO);
             }
@@ -245,6 +268,13 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
                     logged = Some(reason);
                 }
                 backoff = LONGEST_BACKOFF.min(backoff * 4 / 3 + Duration::from_millis(1));
+                let is_of_no_use =
+                    |(end, since): &mut (ConnectHandle, Instant)| end.is_finished() || since.elapsed() > LONGEST_DOUBT;
+                if let Some((end, _)) = doubted.take_if(is_of_no_use) {
+                    end.abort();
+                    warn!("the connection to Redis is lost: a server has failed for too long");
+                    state.send_replace(State::Lost("a server has failed for too long".to_owned()));
+                }
             }
         }
         // With jitter, so that a service's instances do not all reconnect at the same moment.
