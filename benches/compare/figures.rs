@@ -1,6 +1,7 @@
 //! The measurements.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     sync::Barrier,
@@ -9,6 +10,8 @@ use std::{
 };
 
 use crate::{
+    MAIN,
+    open_loop::{self, Took},
     programs::{Program, Redis, Server},
     proxy::Proxy,
     wrk,
@@ -19,6 +22,9 @@ pub const OVERLAPPING: usize = 1000;
 
 /// Views of one page per visit.
 pub const VISIT: usize = 5;
+
+/// Requests a second, at random times.
+pub const RATES: [f64; 3] = [20.0, 200.0, 800.0];
 
 /// The latency that the proxy adds to a round trip to Redis.
 const FAR: Duration = Duration::from_millis(5);
@@ -33,12 +39,12 @@ pub struct Figures {
     pub bytes: Option<[f64; 2]>,
     /// Commands that Redis executes for a visit of [`VISIT`] views.
     pub visit: Option<f64>,
-    /// The rounds of load.
-    pub drives: Vec<Drive>,
-    /// A round with one connection.
-    pub rest: Option<Drive>,
-    /// Resident bytes after all rounds.
+    /// For each number of connections the rounds of load.
+    pub drives: BTreeMap<usize, Vec<Drive>>,
+    /// Resident bytes after the first round with [`MAIN`] connections, before any with more.
     pub memory: f64,
+    /// Resident bytes with 1,000 connections, each of which was answered, after all rounds.
+    pub memory_connected: f64,
     /// With added latency to Redis.
     pub far: Option<Far>,
 }
@@ -56,15 +62,19 @@ pub struct Drive {
     pub executed: f64,
 }
 
-/// The median latency of a view with a distant Redis, in round trips to that Redis.
+/// The latency of a view with a distant Redis, in round trips to that Redis.
 pub struct Far {
+    /// The median with one view in flight, and with [`MAIN`].
     pub at_rest: f64,
     pub in_flight: f64,
+    /// For each of [`RATES`], the median and the 99th percentile.
+    pub open_loop: Vec<Took>,
 }
 
 impl Figures {
-    pub fn median(&self, figure: impl Fn(&Drive) -> f64) -> f64 {
-        median(self.drives.iter().map(figure))
+    /// The median of the rounds with this many connections.
+    pub fn median(&self, connections: usize, figure: impl Fn(&Drive) -> f64) -> f64 {
+        median(self.drives[&connections].iter().map(figure))
     }
 }
 
@@ -75,13 +85,13 @@ pub fn median(figures: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// A response: its body, and the cookie that it sets.
-struct Answer {
+pub struct Answer {
     body: String,
     cookie: Option<String>,
 }
 
 /// Views a page on a persistent connection. Returns `None` if the response is not a page.
-fn view(stream: &mut TcpStream, path: &str, cookie: Option<&str>) -> Option<Answer> {
+pub fn view(stream: &mut TcpStream, path: &str, cookie: Option<&str>) -> Option<Answer> {
     let cookie = cookie.map(|cookie| format!("cookie: {cookie}\r\n")).unwrap_or_default();
     let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{cookie}\r\n");
     stream.write_all(request.as_bytes()).ok()?;
@@ -205,6 +215,15 @@ pub fn drive(server: &Server, redis: &Redis, cookies: &[String], connections: us
     }
 }
 
+/// Measures the memory with 1,000 connections.
+pub fn memory_connected(server: &Server) -> f64 {
+    let mut streams: Vec<_> = (0..1000).map(|_| connect(server)).collect();
+    for stream in &mut streams {
+        view(stream, "/", None).unwrap();
+    }
+    server.memory()
+}
+
 /// Counts the commands that Redis executes for a new visitor's visit. The program is already warm.
 pub fn visit(server: &Server, redis: &Redis) -> f64 {
     let mut stream = connect(server);
@@ -229,7 +248,11 @@ pub fn far(program: &Program, redis: &Redis, time: Duration) -> Far {
         let load = wrk::run(server.port, &cookies, connections, time);
         load.p50.as_secs_f64() / round_trip
     };
-    Far { at_rest: in_round_trips(1), in_flight: in_round_trips(64) }
+    let open_loop = RATES.map(|rate| {
+        let took = open_loop::run(server.port, &cookies, rate, time);
+        Took { median: took.median / round_trip, p99: took.p99 / round_trip }
+    });
+    Far { at_rest: in_round_trips(1), in_flight: in_round_trips(MAIN), open_loop: open_loop.into() }
 }
 
 /// The median time of a PING through the proxy, in seconds.

@@ -7,6 +7,7 @@
 //! Needs redis-server, redis-cli, wrk, and Node with npm.
 
 mod figures;
+mod open_loop;
 mod peers;
 mod programs;
 mod proxy;
@@ -22,13 +23,16 @@ use programs::{Program, Redis};
 const ROUNDS: usize = 5;
 
 /// Connections under load, each with one view in flight.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 900];
+
+/// The load that most figures are of.
+const MAIN: usize = 64;
 
 /// Visitors under load. They have made two views before.
 const SESSIONS: usize = 200;
 
 /// The duration of a round.
-const ROUND: Duration = Duration::from_secs(5);
+const ROUND: Duration = Duration::from_secs(2);
 
 fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -47,6 +51,9 @@ fn main() {
         if program.has_sessions() {
             let server = program.start(&redis);
             figures.overlapping = Some(figures::overlapping(&server));
+        }
+        if program.uses_redis() {
+            let server = program.start(&redis);
             figures.bytes = Some(figures::bytes(&server, &redis));
             figures.visit = Some(figures::visit(&server, &redis));
         }
@@ -55,22 +62,28 @@ fn main() {
     let servers: Vec<_> = all.iter().map(|(program, _)| program.start(&redis)).collect();
     let cookies: Vec<_> = servers.iter().map(|server| figures::sessions(server, SESSIONS)).collect();
     for round in 1..=ROUNDS {
-        for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies)) {
-            let drive = figures::drive(server, &redis, cookies, CONNECTIONS, ROUND);
-            println!("round {round} of {ROUNDS}, {program}: {:.0} views/s", drive.views_per_second);
-            figures.drives.push(drive);
+        for connections in CONNECTIONS {
+            for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies)) {
+                let drive = figures::drive(server, &redis, cookies, connections, ROUND);
+                println!(
+                    "round {round} of {ROUNDS}, {connections} connections, {program}: {:.0} views/s",
+                    drive.views_per_second
+                );
+                figures.drives.entry(connections).or_default().push(drive);
+                if round == 1 && connections == MAIN {
+                    figures.memory = server.memory();
+                }
+            }
         }
     }
-    for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies)) {
-        println!("{program}: one view after the other");
-        figures.memory = server.memory();
-        figures.rest = Some(figures::drive(server, &redis, cookies, 1, ROUND));
+    for ((_, figures), server) in all.iter_mut().zip(&servers) {
+        figures.memory_connected = figures::memory_connected(server);
     }
     drop(servers);
 
-    for (program, figures) in all.iter_mut().filter(|(program, _)| program.has_sessions()) {
+    for (program, figures) in all.iter_mut().filter(|(program, _)| program.uses_redis()) {
         println!("{program}: a round trip of 5 ms to Redis");
-        figures.far = Some(figures::far(program, &redis, ROUND));
+        figures.far = Some(figures::far(program, &redis, 2 * ROUND));
     }
     report::report(&all);
 }

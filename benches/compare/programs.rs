@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     Service,
+    Embedded,
     TowerSessions,
     TowerSessionsTuned,
     Express,
@@ -23,8 +24,9 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Service,
+        Self::Embedded,
         Self::TowerSessions,
         Self::TowerSessionsTuned,
         Self::Express,
@@ -34,6 +36,10 @@ impl Program {
 
     pub fn has_sessions(self) -> bool {
         !matches!(self, Self::AxumAlone | Self::AxumAloneTuned)
+    }
+
+    pub fn uses_redis(self) -> bool {
+        self.has_sessions() && self != Self::Embedded
     }
 
     /// Starts the program on its own database and waits until it listens.
@@ -47,7 +53,7 @@ impl Program {
     pub fn launch(self, redis: &str) -> Server {
         let port = free_port();
         let mut command = match self {
-            Self::Service => Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions")),
+            Self::Service | Self::Embedded => Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions")),
             Self::TowerSessions => peer("tower-sessions"),
             Self::TowerSessionsTuned => peer("tower-sessions-tuned"),
             Self::AxumAlone => peer("axum"),
@@ -58,7 +64,10 @@ impl Program {
                 node
             }
         };
-        command.env("PORT", port.to_string()).env("REDIS_URL", redis);
+        command.env("PORT", port.to_string());
+        if self != Self::Embedded {
+            command.env("REDIS_URL", redis);
+        }
         Server { process: Process::spawn(command.stdout(Stdio::null())), database: self as usize, port }
     }
 }
@@ -67,6 +76,7 @@ impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Service => "cloud-run-sessions",
+            Self::Embedded => "embedded store",
             Self::TowerSessions => "tower-sessions",
             Self::TowerSessionsTuned => "tower-sessions, tuned",
             Self::Express => "Express",

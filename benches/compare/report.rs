@@ -9,8 +9,8 @@ use std::{
 use plotters::prelude::*;
 
 use crate::{
-    CONNECTIONS, ROUND, ROUNDS, SESSIONS,
-    figures::{Figures, OVERLAPPING, VISIT},
+    CONNECTIONS, MAIN, ROUND, ROUNDS, SESSIONS,
+    figures::{Drive, Figures, OVERLAPPING, RATES, VISIT},
     programs::Program,
 };
 
@@ -47,7 +47,8 @@ pub fn report(all: &All) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     write_between_marks(&root.join("docs/benchmark.md"), &report);
     write_between_marks(&root.join("README.md"), &summary(all));
-    chart(all, &rows[..4], &root.join("docs/benchmark.svg")).unwrap();
+    bars(all, &rows[..4], &root.join("docs/benchmark.svg")).unwrap();
+    lines(all, &root.join("docs/connections.svg")).unwrap();
 }
 
 fn write_between_marks(path: &Path, text: &str) {
@@ -74,7 +75,7 @@ fn table(all: &All, rows: &[Row]) -> String {
 /// The README's table: a few figures of the programs that have sessions.
 fn summary(all: &All) -> String {
     let rows = [overlapping(all), views_per_second(all), memory(all), first_answer(all)];
-    let programs: Vec<_> = (0..all.len()).filter(|&program| all[program].0.has_sessions()).collect();
+    let programs: Vec<_> = (0..all.len()).filter(|&program| all[program].0.uses_redis()).collect();
     markdown(all, &rows, &programs, Row::cell)
 }
 
@@ -88,6 +89,10 @@ fn markdown(all: &All, rows: &[Row], programs: &[usize], cell: impl Fn(&Row, usi
         table += &format!("| {} | {} |\n", row.name, cells.join(" | "));
     }
     table
+}
+
+fn number_of(connections: usize) -> String {
+    format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
 }
 
 fn micros(seconds: f64) -> String {
@@ -115,7 +120,12 @@ fn round_trips(round_trips: f64) -> String {
 }
 
 fn views_per_second(all: &All) -> Row {
-    Row::new(all, "views/s", whole, |f| Some(f.median(|drive| drive.views_per_second)))
+    views_per_second_of(all, MAIN)
+}
+
+fn views_per_second_of(all: &All, connections: usize) -> Row {
+    let name = format!("views/s, {}", number_of(connections));
+    Row::new(all, &name, whole, |f| Some(f.median(connections, |drive| drive.views_per_second)))
 }
 
 fn first_answer(all: &All) -> Row {
@@ -131,43 +141,48 @@ fn overlapping(all: &All) -> Row {
     Row::new(all, &name, whole, |f| f.overlapping.map(|counted| counted as f64))
 }
 
-/// All rows of the full table. The chart shows the first four.
+/// All rows of the full table. The bars show the first four.
 fn rows(all: &All) -> Vec<Row> {
-    let row = |name: &str, show, value: fn(&Figures) -> Option<f64>| Row::new(all, name, show, value);
-    vec![
+    let row = |name: &str, show, value: &dyn Fn(&Figures) -> Option<f64>| Row::new(all, name, show, value);
+    // Figures of Redis, for the programs that use it.
+    let redis =
+        |name: &str, show, value: &dyn Fn(&Figures) -> f64| Row::new(all, name, show, |f| f.visit.map(|_| value(f)));
+    let mut rows = vec![
         views_per_second(all),
-        row("CPU per view", micros, |f| Some(f.median(|drive| drive.cpu))),
-        row(&format!("commands executed per view, {CONNECTIONS} connections"), commands, |f| {
-            f.overlapping?;
-            Some(f.median(|drive| drive.executed))
+        row(&format!("CPU per view, {MAIN} connections"), micros, &|f| Some(f.median(MAIN, |drive| drive.cpu))),
+        redis(&format!("commands executed per view, {MAIN} connections"), commands, &|f| {
+            f.median(MAIN, |drive| drive.executed)
         }),
         first_answer(all),
-        row("commands executed per view, at rest", commands, |f| {
-            f.overlapping?;
-            Some(f.rest.as_ref()?.executed)
+    ];
+    rows.extend(CONNECTIONS.iter().filter(|&&n| n != MAIN).map(|&n| views_per_second_of(all, n)));
+    rows.push(row("CPU per view, 900 connections", micros, &|f| Some(f.median(900, |drive| drive.cpu))));
+    rows.extend(CONNECTIONS.iter().filter(|&&n| n != MAIN).map(|&n| {
+        let name = format!("commands executed per view, {}", number_of(n));
+        redis(&name, commands, &|f| f.median(n, |drive| drive.executed))
+    }));
+    rows.extend([
+        row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| f.visit),
+        redis(&format!("commands sent per view, {MAIN} connections"), |sent| format!("{sent:.3}"), &|f| {
+            f.median(MAIN, |drive| drive.sent)
         }),
-        row(&format!("commands executed for a visit of {VISIT} views"), whole, |f| f.visit),
-        row(
-            &format!("commands sent per view, {CONNECTIONS} connections"),
-            |sent| format!("{sent:.3}"),
-            |f| {
-                f.overlapping?;
-                Some(f.median(|drive| drive.sent))
-            },
-        ),
-        row("Redis's CPU per view", micros, |f| {
-            f.overlapping?;
-            Some(f.median(|drive| drive.redis_cpu))
+        redis(&format!("Redis's CPU per view, {MAIN} connections"), micros, &|f| {
+            f.median(MAIN, |drive| drive.redis_cpu)
         }),
         memory(all),
+        row("memory with 1000 connections", megabytes, &|f| Some(f.memory_connected)),
         overlapping(all),
-        row("median response time at rest, Redis 5 ms away", round_trips, |f| f.far.as_ref().map(|far| far.at_rest)),
-        row(&format!("the same, {CONNECTIONS} views in flight"), round_trips, |f| {
-            f.far.as_ref().map(|far| far.in_flight)
-        }),
-        row("bytes in Redis per session, after one view", whole, |f| f.bytes.map(|[one, _]| one)),
-        row("the same, after one view of each page", whole, |f| f.bytes.map(|[_, three]| three)),
-    ]
+        row("median response time at rest, Redis 5 ms away", round_trips, &|f| Some(f.far.as_ref()?.at_rest)),
+        row(&format!("the same, {MAIN} views in flight"), round_trips, &|f| Some(f.far.as_ref()?.in_flight)),
+    ]);
+    for (n, rate) in RATES.iter().enumerate() {
+        let name = format!("the same, {rate} requests a second at random times");
+        rows.push(row(&name, round_trips, &|f| Some(f.far.as_ref()?.open_loop[n].median)));
+        rows.push(row("the 99th percentile of these", round_trips, &|f| Some(f.far.as_ref()?.open_loop[n].p99)));
+    }
+    rows.push(row("bytes in Redis per session, after one view", whole, &|f| f.bytes.map(|[one, _]| one)));
+    rows.push(row("the same, after one view of each page", whole, &|f| f.bytes.map(|[_, three]| three)));
+    rows
 }
 
 fn express(all: &All) -> &(Program, Figures) {
@@ -183,15 +198,13 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     /// The limit of a serverless Redis in executed commands per second.
     const LIMIT: f64 = 10_000.0;
     const MILLION: f64 = 1e6;
-    let load = |figures: &Figures| {
-        let cpu = figures.median(|drive| drive.cpu);
-        let redis = figures.median(|drive| drive.redis_cpu);
-        (cpu, redis, figures.median(|drive| drive.executed))
-    };
-    let rest = |figures: &Figures| {
-        let rest = figures.rest.as_ref().unwrap();
-        (rest.cpu, rest.redis_cpu, rest.executed)
-    };
+    /// CPU, Redis's CPU, and commands executed per view.
+    fn of(figures: &Figures, connections: usize) -> (f64, f64, f64) {
+        let median = |figure: fn(&Drive) -> f64| figures.median(connections, figure);
+        (median(|drive| drive.cpu), median(|drive| drive.redis_cpu), median(|drive| drive.executed))
+    }
+    let load = |figures: &Figures| of(figures, MAIN);
+    let rest = |figures: &Figures| of(figures, 1);
     let both =
         |name: &str, show: &dyn Fn(&Figures) -> String| format!("| {name} | {} | {} |\n", show(ours), show(express));
     let money = |commands: f64| {
@@ -217,8 +230,8 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     text += &both("the same under load", &|f| format!("{:.0}", LIMIT / load(f).2));
     text += &both("CPU of the instance for a million views at rest", &|f| format!("{:.0} s", rest(f).0 * MILLION));
     text += &both("the same under load", &|f| format!("{:.0} s", load(f).0 * MILLION));
-    text += "\nInstances with one core, and the share of one Redis's core, that a load needs. In a Cluster \
-             each view is a call of its own, and costs Redis as much as at rest:\n\n\
+    text += "\nInstances with one core, and the share of one Redis's core, that a load needs. In a Cluster, \
+             views of different slots share no call, and nearly each costs Redis as much as at rest:\n\n\
              | views/s | instances | one Redis | or masters of a Cluster |\n|---|---|---|---|\n";
     for views in [1e3, 1e4, 1e5, 1e6] {
         let (cpu, redis, _) = load(ours);
@@ -248,7 +261,7 @@ fn machine() -> String {
     let redis = redis.split(' ').nth(2).unwrap_or_default().to_owned();
     format!(
         "{cores} cores of {}, shared by Redis, wrk and the program; Linux {}, Redis {}, Node {}. Under \
-         load: {CONNECTIONS} connections, {SESSIONS} sessions, the median of {ROUNDS} rounds of \
+         load: {SESSIONS} sessions, the median of {ROUNDS} rounds of \
          {ROUND:?}. In parentheses: our figure divided by this one.\n",
         model.unwrap_or("an unknown processor"),
         said("uname", "-r"),
@@ -258,7 +271,7 @@ fn machine() -> String {
 }
 
 /// Draws one panel per row, with one bar per program.
-fn chart(all: &All, rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+fn bars(all: &All, rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     const WIDTH: u32 = 860;
     const PANEL: u32 = 202;
     const LABELS: i32 = 180;
@@ -283,6 +296,47 @@ fn chart(all: &All, rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error:
             panel.draw(&Rectangle::new(bar, if n == 0 { OURS } else { OTHERS }.filled()))?;
             panel.draw(&Text::new(shown, (LABELS + length + 8, top + 4), text(14)))?;
         }
+    }
+    area.present()?;
+    Ok(())
+}
+
+/// Draws views/s over the number of connections, one line per program.
+fn lines(all: &All, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let (width, height) = (860, 460);
+    let (left, right, top, bottom) = (70, 200, 40, 50);
+    let area = SVGBackend::new(path, (width as u32, height as u32)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let text = ("sans-serif", 14).into_font().color(&RGBColor(38, 50, 56));
+    area.draw(&Text::new("views/s over connections", (12, 10), text.clone()))?;
+    let speed = |program: usize, n: usize| all[program].1.median(CONNECTIONS[n], |drive| drive.views_per_second);
+    let programs = 0..all.len();
+    let fastest = programs.clone().flat_map(|program| (0..CONNECTIONS.len()).map(move |n| speed(program, n)));
+    let fastest = fastest.fold(0.0, f64::max);
+    let x = |n: usize| left + (width - left - right) * n as i32 / (CONNECTIONS.len() as i32 - 1);
+    let y = |speed: f64| height - bottom - (f64::from(height - top - bottom) * speed / fastest) as i32;
+    for (n, connections) in CONNECTIONS.iter().enumerate() {
+        area.draw(&Text::new(connections.to_string(), (x(n) - 8, height - bottom + 14), text.clone()))?;
+    }
+    for part in 0..=4 {
+        let speed = fastest * f64::from(part) / 4.0;
+        area.draw(&Text::new(whole(speed), (12, y(speed) - 6), text.clone()))?;
+        let line = vec![(left, y(speed)), (width - right, y(speed))];
+        area.draw(&PathElement::new(line, RGBColor(207, 216, 220)))?;
+    }
+    // Names beside the ends of their lines, from the top, none over another.
+    let last = CONNECTIONS.len() - 1;
+    let mut order: Vec<_> = programs.collect();
+    order.sort_by(|&a, &b| speed(b, last).total_cmp(&speed(a, last)));
+    let mut free = 0;
+    for program in order {
+        let color = Palette99::pick(program).stroke_width(if program == 0 { 4 } else { 2 });
+        let line: Vec<_> = (0..CONNECTIONS.len()).map(|n| (x(n), y(speed(program, n)))).collect();
+        area.draw(&PathElement::new(line, color))?;
+        let name = (width - right + 12, (y(speed(program, last)) - 6).max(free));
+        free = name.1 + 18;
+        let style = ("sans-serif", 14).into_font().color(&Palette99::pick(program));
+        area.draw(&Text::new(all[program].0.to_string(), name, style))?;
     }
     area.present()?;
     Ok(())
