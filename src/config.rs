@@ -49,7 +49,7 @@ pub struct Config {
     #[arg(long, env = "SESSION_SECRET", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret: Option<Key>,
 
-    /// The secret before or after SESSION_SECRET: a cookie that it signed is valid too, and is signed anew when it comes
+    /// A second secret, the old or the next one: a cookie that it signed is valid too, and is signed anew when it comes
     #[arg(long, env = "SESSION_SECRET_PREVIOUS", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret_previous: Option<Key>,
 

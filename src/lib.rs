@@ -7,7 +7,7 @@
 //!
 //! 1. `main.rs`: the program, from its settings to its end.
 //! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
-//!    - [`web::session`], the session layer, which reads the cookie,
+//!    - [`web::session`], which reads the cookie and gives the session,
 //!    - [`web::views`], the middleware that counts the view, and
 //!    - [`web::pages`], the handlers; [`web::page`] renders what they say.
 //! 3. [`store`]: sessions and their counts, wherever they live.
@@ -15,13 +15,13 @@
 //!    - [`store::committer`]: counting in Redis, and why each view is counted once; `count_views.lua` is its other
 //!      half, `pacing.rs` decides how many views share a call.
 //!    - [`store::lifetime`]: how long a session lives, and why most views need not renew it.
-//!    - `store/connection.rs`: connecting; `store/retry.rs`: sending again, and until when; `store/keys.rs`: the keys in Redis;
+//!    - `store/connection.rs`: connecting; `store/script.rs`: running scripts; `store/retry.rs`: sending again, and until when; `store/keys.rs`: the keys in Redis;
 //!      `store/error.rs`: reading the error texts of Redis and fred.
 //! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, limits and shutdown, for any
 //!    service; `web/connections.rs`: which connections may stay; [`web::health`], [`config`] and [`telemetry`].
 //!
 //! # Rules
-//! - Nothing outside `store/` reads or writes a count, and inside it only `count_views.lua` does so in Redis.
+//! - Only `count_views.lua` counts in Redis. Outside `store/`, only [`web::views`] knows that a first view is number 1.
 //! - Only `store/keys.rs` knows the names of keys. Only `store/error.rs` and the scripts read texts of errors.
 //! - Nothing in `store/` knows HTTP.
 //! - Every time to live in Redis comes from `store/lifetime.rs`, also those in the scripts.
@@ -31,7 +31,7 @@
 //! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one path.
 //! - *Session*: a *record*, which is tower-sessions' data, and its *counts*, a hash beside it from path to count.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
-//! - *Batch*: the views in one call. *Call*: one numbered run of `count_views.lua`. *Attempt*: one sending of a
+//! - *Batch*: the views in one call. *Call*: one batch for `count_views.lua`, under one number. *Attempt*: one sending of a
 //!   call. *Lane*: the sequence of calls that share one reply key.
 //! - *Connection*: the handle to Redis, which reconnects for ever. *Link*: the fred client that it uses now.
 //! - *Renew*: give a session's keys their full time to live. *Window*: how long that need not be done again.

@@ -12,7 +12,7 @@ use mimalloc::MiMalloc;
 use tokio::{runtime, time::timeout};
 use tracing::info;
 
-/// With a thousand requests in flight, glibc's allocator takes a quarter of the time.
+/// With a thousand requests in flight, glibc's allocator takes a quarter of the CPU time.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -56,7 +56,7 @@ async fn run(config: &Config) -> Result<(), String> {
     let cannot_listen = |error| format!("cannot listen on PORT {}: {error}", config.port);
     let bound = server::bind(config.port).map_err(cannot_listen)?;
     let store = Store::open(config);
-    // A platform sends requests once this process listens. If the settings are wrong, it ends before.
+    // A platform sends requests once this process listens. If Redis rejects the settings by then, it exits first.
     if let Ok(outcome) = timeout(CONNECT_FIRST, store.connected()).await {
         outcome.map_err(|problem| format!("REDIS_URL: {problem}"))?;
     }

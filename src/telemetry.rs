@@ -49,7 +49,7 @@ pub fn init(config: &Config) {
 /// When each kind of problem was last logged.
 static LOGGED: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
 
-/// The next problem of this kind is a warning, however long ago the last one was.
+/// The next problem of this kind is a warning, however recent the last one was.
 pub fn warn_anew(kind: &str) {
     LOGGED.lock().remove(kind);
 }

@@ -1,4 +1,4 @@
-//! Promise: the cookie is that of the original Express app, with safe attributes added. A client without
+//! Promise: the cookie is a session cookie with safe attributes. A client without
 //! the id of a live session gets a new session with a new id. A session ends when it expires.
 
 use std::{

@@ -2,7 +2,7 @@
 //!
 //! # Claim
 //! A view that is answered with a count was counted exactly once. For each session and path, every count from 1 on
-//! is answered at most once, and none is skipped but for views that ended in an error or were left by their client.
+//! is answered at most once, and none is skipped but for views that ended in an error or whose client disconnected.
 //!
 //! # Prior art
 //! This is the client table of Viewstamped Replication (Liskov and Cowling, "Viewstamped Replication
@@ -33,7 +33,7 @@
 //! 5. *An attempt arrives after its session is over.* Nothing is counted, and nothing is left behind: ids are
 //!    random and never used again.
 //! 6. *A session ends, is deleted or saved while its view waits.* The script sees the session before or after.
-//! 7. *A client disconnects.* Before its batch is made up, its view is not counted; later, it is.
+//! 7. *A client disconnects.* Before its batch is built, its view is not counted; later, it is.
 //! 8. *This instance freezes.* An attempt is not sent after its deadline, and a reply that is read after it is
 //!    dropped, see `retry.rs`.
 //!
@@ -41,7 +41,7 @@
 //! - Redis does not evict keys, and runs scripts atomically.
 //! - An attempt arrives within [`REPLY_KEPT_FOR`] of its call. TCP gives up long before; but a process that
 //!   freezes for longer, after it has looked at its deadline and before it writes, breaks this.
-//! - Clocks need not agree. They only have to run at a like speed, also while the machine is suspended, see
+//! - The clocks need not agree. They only have to run at about one rate, also while the machine is suspended, see
 //!   [`super::lifetime`].
 //!
 //! # Not promised
@@ -77,11 +77,11 @@ use super::{
     script::{self, RunScript, Script},
 };
 
-/// The most views that may wait for their counts; one more is refused. Cloud Run sends at most 1,000 requests to an
+/// The most views that may wait or be in a call; one more is refused. Cloud Run sends at most 1,000 requests to an
 /// instance at once.
 const MAX_VIEWS: usize = 2 * MAX_BATCH;
 
-/// What one call can count: any sessions, or in a Cluster those of this slot.
+/// A lane's slot in a Cluster; none elsewhere, where there is one lane.
 type Lane = Option<u16>;
 
 /// A view's count, or none if its session is over.

@@ -1,4 +1,5 @@
--- Counts a batch of views and renews their sessions: each view once, however often and however late the call arrives.
+-- Counts a batch of views and renews their sessions: each view once, however often the call arrives while a reply is
+-- kept.
 --
 -- KEYS: the lane's last reply; then for each view its session's record and its session's counts (path -> count).
 -- ARGV: the call's number; ms that a renewed record lives; ms by which counts end before their record; seconds that a
@@ -15,7 +16,7 @@ local counted, begun = {}, {}
 local has_news = false
 local is_due = string.byte('1')
 
--- An error's text, in one line. Redis before 7 says first where in the script it stands.
+-- An error's text, in one line. Redis before 7 puts its position in the script first.
 local function text(err)
   local line = string.gsub(err, '[\r\n]+', ' ')
   return string.match(line, '^@user_script: %d+: %-?(.*)') or line
@@ -58,7 +59,7 @@ local function count_new_path(view, record, counts, path)
     begun[view] = call('HLEN', counts) == 1
   end
   if begun[view] then
-    -- Within the margin, the record may have had counts that have ended.
+    -- Within the margin, its counts may have expired already.
     begun[view] = call('PTTL', record) - margin
     if begun[view] <= 0 then
       return 0

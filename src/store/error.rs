@@ -53,7 +53,7 @@ impl Error {
         self.has_code("NOSCRIPT")
     }
 
-    /// Whether the keys are about to move to another node of the Cluster.
+    /// Whether the keys are just moving to another node of the Cluster.
     pub(super) fn is_moving(&self) -> bool {
         self.has_code("TRYAGAIN")
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 /// The path of a session's first view.
 ///
 /// A new visitor's first view has number 1, so nothing needs to be counted. Its path is part of the record that
-/// the session layer saves anyway, in one command. The counts beside the record begin with the second view.
+/// is saved anyway, in one command. The counts beside the record begin with the second view.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct FirstView(pub String);
 

@@ -22,7 +22,7 @@ use super::{first_view::FirstView, retry::DEADLINE};
 /// least recently end early.
 pub const MAX_BYTES: u64 = 40_000_000;
 
-/// What each session takes, each of its counts, and each value of its data, besides texts: estimated from the sizes of
+/// The bytes of a session, of a count and of a value, without their texts: estimated from the sizes of
 /// the types, and checked by `tests/bounded.rs`.
 const SESSION_BYTES: usize = 700;
 const COUNT_BYTES: usize = 64;
@@ -66,7 +66,7 @@ fn bytes_of(value: &Value) -> usize {
 impl Sessions {
     /// Keeps sessions for at least `ttl` after each view or save.
     pub fn new(ttl: Duration) -> Self {
-        // From the view on, and the promise counts from its response.
+        // This counts from the view, the promise from its response.
         let ttl = ttl + DEADLINE;
         let cache = Cache::builder()
             .max_capacity(MAX_BYTES)
@@ -79,7 +79,7 @@ impl Sessions {
         Self { cache, ttl }
     }
 
-    /// Runs `action` on the session if it lives. (The cache keeps a session longer that is only looked at.)
+    /// Runs `action` on the session if it lives. (The cache also keeps sessions that are only read.)
     fn with<T>(&self, id: &Id, action: impl FnOnce(&mut Session) -> T) -> Option<T> {
         let session = self.cache.get(id)?;
         let mut session = session.lock();
@@ -168,7 +168,7 @@ mod tests {
         let kept: usize =
             records.iter().filter(lives).map(|record| store.cache.get(&record.id).unwrap().lock().bytes()).sum();
         assert!(kept <= MAX_BYTES as usize && kept > MAX_BYTES as usize / 2, "{kept} bytes are kept");
-        assert!(!lives(&&records[0]) && lives(&&records[199]), "not the oldest session has ended");
+        assert!(!lives(&&records[0]) && lives(&&records[199]), "the oldest session has not ended");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! How many views the next call counts, and when it leaves: pure functions of what the last call did.
 //!
-//! While a call is in flight, arriving views wait for the next one. When Redis is near, a call counts half
-//! of them: Redis counts one half while this process answers the other. When Redis is far away, both halves
+//! While a call is in flight, arriving views wait for the next one. When Redis is near, a call counts about half
+//! of all: Redis counts one half while this process answers the other. When Redis is far away, both halves
 //! would only wait in turn, so a call counts all of them, and leaves after a short pause, in which visitors
 //! who were just answered can ask again.
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 /// The most views in one call. Redis runs one command at a time, and is then busy for about 2 ms.
 pub const MAX_BATCH: usize = 512;
 
-/// A call that takes longer is slowed down by its way, or because Redis or this process is busy.
+/// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
 /// There is no pause after a larger batch: its views are cheap already, and this process is busy.
@@ -41,7 +41,7 @@ impl LastCall {
 /// call right before it, if that was answered.
 pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     let size = match last {
-        // Halfway between the last batch and all, so that calls become of like size.
+        // Halfway between the last batch and all, so that calls become similar.
         Some(last) if !last.is_slow() => (waiting + last.batch).div_ceil(2),
         _ => waiting,
     };

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::error::Error;
 
-/// One command or call is answered or fails within this time, and so does a request: it is answered 503 after it.
+/// A command or call is answered or fails within this time. A request that takes longer gets a 503.
 pub const DEADLINE: Duration = Duration::from_millis(2500);
 
 /// No attempt begins later than this; then the command fails.
@@ -25,9 +25,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 /// Makes attempts, the first one at `begin`, until one is answered. Each is told the time by which it must be sent.
 ///
 /// # Errors
-/// [`Error::Refused`] at once, unless keys are moving, or an earlier attempt may still arrive. If no attempt is answered
-/// for [`PATIENCE`], [`Error::Unreached`] if none was executed, else [`Error::Unanswered`]; this one also if the
-/// reply is read after [`DEADLINE`], because this process was frozen.
+/// [`Error::Refused`] at once, unless keys are moving, or an earlier attempt may still arrive. After [`PATIENCE`], the
+/// last error, or [`Error::Unanswered`] if an attempt may still arrive; this one also if the reply is read after
+/// [`DEADLINE`], because this process was frozen.
 pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
     begin: Instant,
     mut attempt: impl FnMut(Instant) -> F,

@@ -25,7 +25,7 @@ impl Script {
     }
 }
 
-/// Runs scripts: the connection in Redis, the simulation in tests/ in a world of its own.
+/// What runs scripts: the connection to Redis, or the simulation in tests/.
 pub trait RunScript: Send + Sync + 'static {
     /// Whether Redis is a Cluster, where the keys of a command must be in one slot.
     fn is_clustered(&self) -> bool;
@@ -34,7 +34,7 @@ pub trait RunScript: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Unanswered`] if there is no reply: the script may have run, and may yet run. Any other error if
-    /// Redis replies with one.
+    /// it changed nothing.
     fn attempt(
         &self,
         send_by: Instant,

@@ -24,14 +24,13 @@ use tokio::{
 const MAX_CONNECTIONS: usize = 1250;
 
 /// The most requests whose responses are not taken yet, over all connections. Beyond it, a connection can have only one
-/// at a time: over HTTP/2 it can otherwise have 32, and each holds some 8 kB.
+/// at a time: over HTTP/2 it can otherwise have 16, and each holds some 8 kB.
 const MAX_REQUESTS: usize = 1250;
 
 /// A connection on which no request is being answered, and whose client takes no response, is closed after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The same for a connection that is to end: how long a request may take that is on its way, and the last response to
-/// leave.
+/// The same for a connection that is to end: time for a request on its way, and for the last response.
 const LAST_MOMENTS: Duration = Duration::from_millis(200);
 
 /// If every connection is busy, a new one waits this long until they are looked at again.

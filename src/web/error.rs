@@ -19,7 +19,7 @@ use crate::{
     telemetry,
 };
 
-// The promise to clients, on the wire.
+// The README promises 3 s.
 const _: () = assert!(DEADLINE.as_millis() < Duration::from_secs(3).as_millis());
 
 /// Seconds after which a retry makes sense: by then the store has tried to reconnect.

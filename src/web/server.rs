@@ -39,8 +39,8 @@ use crate::{store::DEADLINE, telemetry::warn_once_a_minute};
 const HEAD_MAX: usize = 16 * 1024;
 
 /// The most requests that one HTTP/2 connection has at a time. RFC 9113, 6.5.2 recommends at least 100, but 1,000 clients
-/// that ask so often and take nothing would hold 150 MB in h2 alone. A front end opens more connections.
-const MAX_STREAMS: u32 = 32;
+/// that ask so often and take nothing would hold 150 MB in h2 alone. A proxy can open more connections.
+const MAX_STREAMS: u32 = 16;
 
 /// What an HTTP/2 client may send of bodies, which no page reads: RFC 9113's default. hyper's is a megabyte.
 const WINDOW: u32 = 65_535;
@@ -103,8 +103,8 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it.
 ///
-/// A connection is closed if no request arrives for 20 s, and if its client takes nothing of a response for 20 s: the
-/// service must make each part of a body within that time. At most 1,250 are open: the one that was idle longest gives
+/// A connection is closed if no request arrives for 20 s, and if its client takes nothing of a response for 20 s, so a
+/// body must produce each part within that time. At most 1,250 are open: the one that was idle longest gives
 /// way to a new one.
 ///
 /// At `shutdown` it stops accepting connections, closes idle ones, answers requests in flight, and returns. It does

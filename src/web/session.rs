@@ -1,4 +1,4 @@
-//! The session layer and its cookie.
+//! Opens and closes a request's session, and its cookie.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ struct Shared {
     is_secure: bool,
     /// What signs the cookie. Without it, cookies are not signed.
     secret: Option<Key>,
-    /// What signs it on other instances while the secret is rotated.
+    /// A second secret, the old or the next one, while the secret is rotated.
     previous: Option<Key>,
 }
 
@@ -38,7 +38,7 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Received {
     id: Id,
-    /// Whether the cookie is signed with the other secret.
+    /// Whether the cookie is signed with the second secret.
     is_outdated: bool,
 }
 
@@ -146,7 +146,7 @@ impl Shared {
         jar.get(self.name).cloned().unwrap_or(cookie)
     }
 
-    /// The cookie that ends the one that names a session.
+    /// The cookie that removes the session's.
     fn removal(&self) -> Cookie<'static> {
         let mut cookie = self.with_value(String::new());
         cookie.make_removal();

@@ -62,7 +62,7 @@ pub fn count_view(
         request.extensions_mut().insert(ViewCount(count));
         let Ok(mut response) = Route::clone(&page).call(request).await;
         if counted.is_some() && session.id().is_none() {
-            // The page gave the session a new id, and the counts stay with the old one.
+            // The page ended the session or changed its id, and its counts are deleted.
             Box::pin(session.remove_value(FirstView::KEY)).await?;
         }
         opened.close(&mut response).await?;

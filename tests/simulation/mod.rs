@@ -1,4 +1,4 @@
-//! Promise: the protocol holds in a simulated world, where chance is a seed and time costs nothing.
+//! Promise: the protocol holds in a deterministic world: choices come from a seed, no real time passes.
 //!
 //! The committer, its retries, its pacing and both scripts are the real ones. Simulated are the clock (tokio's, paused),
 //! the network, and Redis: Lua 5.1 over the few commands that the scripts call. fred, TLS, Cluster and Sentinel
