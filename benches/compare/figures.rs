@@ -41,7 +41,7 @@ pub struct Figures {
     pub visit: Option<f64>,
     /// For each number of connections the rounds of load.
     pub drives: BTreeMap<usize, Vec<Drive>>,
-    /// Resident bytes after the first round with [`MAIN`] connections, before any with more.
+    /// Resident bytes, the most after any round with [`MAIN`] connections. Rounds with up to 900 lie between them.
     pub memory: f64,
     /// Resident bytes with 1,000 connections, each of which was answered, after all rounds.
     pub memory_connected: f64,
