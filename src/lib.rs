@@ -15,8 +15,8 @@
 //!    - [`store::committer`]: counting in Redis, and why each view is counted once; `count_views.lua` is its other
 //!      half, `pacing.rs` decides how many views share a call.
 //!    - [`store::lifetime`]: how long a session lives, and why most views need not renew it.
-//!    - `store/connection.rs`: connecting; `store/script.rs`: running scripts; `store/retry.rs`: sending again, and until when; `store/keys.rs`: the keys in Redis;
-//!      `store/error.rs`: reading the error texts of Redis and fred.
+//!    - `store/connection.rs`: connecting; `store/script.rs`: running scripts; `store/retry.rs`: sending again, and
+//!      until when; `store/keys.rs`: the keys in Redis; `store/error.rs`: reading the error texts of Redis and fred.
 //! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, limits and shutdown, for any
 //!    service; `web/connections.rs`: which connections may stay; [`web::health`], [`config`] and [`telemetry`].
 //!
@@ -31,8 +31,8 @@
 //! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one path.
 //! - *Session*: a *record*, which is tower-sessions' data, and its *counts*, a hash beside it from path to count.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
-//! - *Batch*: the views in one call. *Call*: one batch for `count_views.lua`, under one number. *Attempt*: one sending of a
-//!   call. *Lane*: the sequence of calls that share one reply key.
+//! - *Batch*: the views in one call. *Call*: one batch for `count_views.lua`, under one number. *Attempt*: one sending
+//!   of a call. *Lane*: the sequence of calls that share one reply key.
 //! - *Connection*: the handle to Redis, which reconnects for ever. *Link*: the fred client that it uses now.
 //! - *Renew*: give a session's keys their full time to live. *Window*: how long that need not be done again.
 

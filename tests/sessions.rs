@@ -1,5 +1,5 @@
-//! Promise: the cookie is a session cookie with safe attributes. A client without
-//! the id of a live session gets a new session with a new id. A session ends when it expires.
+//! Promise: the cookie is a session cookie with safe attributes. A client without the id of a live session gets a
+//! new session with a new id. A session ends when it expires.
 
 use std::{
     collections::BTreeSet,

@@ -214,8 +214,8 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 
 /// Connects, and reconnects whenever the link is lost: at once, then with backoff.
 ///
-/// Logs one line when the link is lost, or in doubt, and one when there is a new one. In between it logs errors from Redis and
-/// its certificate, but not network failures.
+/// Logs one line when the link is lost, or in doubt, and one when there is a new one. In between it logs errors from
+/// Redis and its certificate, but not network failures.
 async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
     let (mut known, mut was_connected) = (config.clone(), false);
     let (mut logged, mut backoff) = (None, Duration::ZERO);
@@ -272,8 +272,8 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
                     |(end, since): &mut (ConnectHandle, Instant)| end.is_finished() || since.elapsed() > LONGEST_DOUBT;
                 if let Some((end, _)) = doubted.take_if(is_of_no_use) {
                     end.abort();
-                    warn!("the connection to Redis is lost: a server has failed for too long");
-                    state.send_replace(State::Lost("a server has failed for too long".to_owned()));
+                    warn!("the connection to Redis is lost: a server of the Cluster has not come back");
+                    state.send_replace(State::Lost("a server of the Cluster has not come back".to_owned()));
                 }
             }
         }

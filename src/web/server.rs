@@ -104,8 +104,8 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it.
 ///
 /// A connection is closed if no request arrives for 20 s, and if its client takes nothing of a response for 20 s, so a
-/// body must produce each part within that time. At most 1,250 are open: the one that was idle longest gives
-/// way to a new one.
+/// body must produce each part within that time. At most 1,250 are open: the one that was idle longest gives way to a
+/// new one.
 ///
 /// At `shutdown` it stops accepting connections, closes idle ones, answers requests in flight, and returns. It does
 /// not wait for clients that have not sent a request yet.
