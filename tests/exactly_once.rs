@@ -56,7 +56,8 @@ async fn connections_are_cut_continuously() {
     assert!(cuts >= 100, "{cuts} cuts");
     assert!(slowest < DEADLINE, "a view took {slowest:?}");
     let calls = redis.cli(&["KEYS", "calls:*"]);
-    assert_eq!(calls.lines().count(), services.len(), "expected one key per instance: {calls}");
+    let kept = calls.lines().count() / services.len();
+    assert!((1..=4).contains(&kept), "expected one to four kept replies of each instance: {calls}");
     for key in calls.lines() {
         let seconds: u64 = redis.cli(&["TTL", key]).parse().unwrap();
         assert!((3500..=3600).contains(&seconds), "{key} expires in {seconds} s");

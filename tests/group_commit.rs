@@ -40,6 +40,26 @@ async fn sixty_four_concurrent_clients_share_calls() {
 }
 
 #[tokio::test]
+async fn next_door_several_calls_are_in_flight() {
+    let redis = Redis::start();
+    let service = Service::on(&redis);
+    let mut visitor = Visitor::new();
+    let mut counts = vec![visitor.count(&service, "/").await];
+    // Each call in flight has a kept reply of its own.
+    while redis.cli(&["KEYS", "calls:*"]).lines().count() < 2 {
+        let views = counts.len();
+        assert!(views < 100_000, "{views} views, and never two calls in flight");
+        let clients = join_all((0..8).map(async |_| {
+            let mut client = visitor.clone();
+            [client.count(&service, "/").await, client.count(&service, "/").await, client.count(&service, "/").await]
+        }));
+        counts.extend(clients.await.concat());
+    }
+    counts.sort_unstable();
+    assert_eq!(counts, (1..=counts.len() as u64).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_thousand_waiting_views_take_three_round_trips() {
     const VIEWS: u64 = 1000;
     let (redis, proxy, service, visitor) = behind_proxy().await;

@@ -12,8 +12,8 @@
 //! the request a *call* of `count_views.lua`. A call may take several *attempts*, all under one number.
 //!
 //! # Invariants
-//! 1. *A lane has one call in flight.* One task serves a lane, and lives as long as the lane's entry in
-//!    `lanes`. It takes up the next batch when the last call was answered or given up.
+//! 1. *A lane has one call in flight.* One task serves a lane, for as long as its queue says that the lane is taken. It
+//!    takes up the next batch when the last call was answered or given up.
 //! 2. *A number names one call.* Numbers grow, and the key of the kept reply is random for each process.
 //! 3. *The number of the kept reply never falls.* The script replaces only a reply with a lower number.
 //! 4. *A call is counted if and only if its reply is kept.* The script does both or neither, and Redis runs
@@ -50,7 +50,8 @@
 //! - A view that ends in [`Error::Unanswered`] may have been counted.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -73,7 +74,7 @@ use super::{
     first_view::FirstView,
     keys::{self, ReplyKeys},
     lifetime::{Lifetime, MARGIN, REPLY_KEPT_FOR, Renewed},
-    pacing::{self, LastCall, MAX_BATCH},
+    pacing::{self, LastCall, MAX_BATCH, MAX_LANES},
     script::{self, RunScript, Script},
 };
 
@@ -81,8 +82,8 @@ use super::{
 /// instance at once.
 const MAX_VIEWS: usize = 2 * MAX_BATCH;
 
-/// A lane's slot in a Cluster; none elsewhere, where there is one lane.
-type Lane = Option<u16>;
+/// What can share a call: in a Cluster the views of this slot; elsewhere, without a slot, all.
+type Slot = Option<u16>;
 
 /// A view's count, or none if its session is over.
 pub type Counted = Result<Option<u64>, Error>;
@@ -101,10 +102,27 @@ struct Shared<R> {
     reply_keys: ReplyKeys,
     /// The number of the last call.
     calls: AtomicU64,
-    /// The lanes that have a task, each with the views that wait for its next call.
-    lanes: Mutex<HashMap<Lane, Vec<View>>>,
+    /// The queues that have views waiting or in flight.
+    queues: Mutex<HashMap<Slot, Queue>>,
     /// One permit for each view that waits or is in flight.
     permits: Arc<Semaphore>,
+}
+
+/// The views that can share a call.
+#[derive(Debug, Default)]
+struct Queue {
+    /// They wait for the next call of any lane.
+    waiting: Vec<View>,
+    /// Which lanes are taken: each has a task.
+    lanes: [bool; MAX_LANES],
+    /// The last call that ended, if it was answered.
+    last: Option<LastCall>,
+}
+
+impl Queue {
+    fn taken(&self) -> usize {
+        self.lanes.iter().filter(|is_taken| **is_taken).count()
+    }
 }
 
 #[derive(Debug)]
@@ -137,7 +155,7 @@ impl<R: RunScript> Committer<R> {
             reply_keys: ReplyKeys::new(redis.is_clustered()),
             redis,
             calls: AtomicU64::new(0),
-            lanes: Mutex::default(),
+            queues: Mutex::default(),
             permits: Arc::new(Semaphore::new(MAX_VIEWS)),
         }))
     }
@@ -150,21 +168,14 @@ impl<R: RunScript> Committer<R> {
         let shared = &self.0;
         let (request, counted) = oneshot::channel();
         let view = View { session, path: path.into(), request, _permit: shared.permit()? };
-        let lane = shared.redis.is_clustered().then(|| keys::slot(&session));
-        match shared.lanes.lock().entry(lane) {
-            Entry::Occupied(mut waiting) => waiting.get_mut().push(view),
-            Entry::Vacant(vacant) => {
-                vacant.insert(vec![view]);
-                tokio::spawn(shared.clone().serve(lane));
-            }
-        }
-        // The lane's task answers every view, unless the runtime ends first.
+        shared.enqueue(view);
+        // A lane's task answers every view, unless the runtime ends first.
         counted.await.unwrap_or(Err(Error::Unanswered))
     }
 
     /// Whether no view waits, and every permit has come back.
     pub fn is_idle(&self) -> bool {
-        self.0.lanes.lock().is_empty() && self.0.permits.available_permits() == MAX_VIEWS
+        self.0.queues.lock().is_empty() && self.0.permits.available_permits() == MAX_VIEWS
     }
 }
 
@@ -173,70 +184,84 @@ impl<R: RunScript> Shared<R> {
         let permit = || self.permits.clone().try_acquire_owned();
         permit().or_else(|_| {
             // Clients that have disconnected may hold some.
-            for waiting in self.lanes.lock().values_mut() {
-                waiting.retain(View::is_awaited);
+            for queue in self.queues.lock().values_mut() {
+                queue.waiting.retain(View::is_awaited);
             }
             permit().map_err(|_| Error::Overloaded)
         })
     }
 
-    /// Counts the lane's views, call by call, until none wait.
-    async fn serve(self: Arc<Self>, lane: Lane) {
-        let mut last = None;
-        while let Some(batch) = self.next_batch(lane, last) {
-            last = self.count(lane, batch).await;
+    /// Lets the view wait for the next call, and takes another lane if one more call may be in flight.
+    fn enqueue(self: &Arc<Self>, view: View) {
+        let slot = self.redis.is_clustered().then(|| keys::slot(&view.session));
+        let mut queues = self.queues.lock();
+        let queue = queues.entry(slot).or_default();
+        queue.waiting.push(view);
+        if queue.taken() < max_lanes(slot, queue)
+            && let Some(lane) = queue.lanes.iter().position(|is_taken| !is_taken)
+        {
+            queue.lanes[lane] = true;
+            tokio::spawn(self.clone().serve(slot, lane));
+        }
+    }
+
+    /// Counts the queue's views in this lane, call by call, until none wait or the other lanes are enough.
+    async fn serve(self: Arc<Self>, slot: Slot, lane: usize) {
+        while let Some(batch) = self.next_batch(slot, lane) {
+            let last = self.count(slot, lane, batch).await;
             if let Some(pause) = last.and_then(pacing::pause) {
                 sleep(pause).await;
             }
         }
     }
 
-    /// Takes the next batch out of the lane, or ends the lane if no views wait.
-    fn next_batch(&self, lane: Lane, last: Option<LastCall>) -> Option<Vec<View>> {
-        let mut lanes = self.lanes.lock();
-        let waiting = lanes.get_mut(&lane)?;
-        waiting.retain(View::is_awaited);
-        if waiting.is_empty() {
-            lanes.remove(&lane);
+    /// Takes the next batch out of the queue, or gives up the lane.
+    fn next_batch(&self, slot: Slot, lane: usize) -> Option<Vec<View>> {
+        let mut queues = self.queues.lock();
+        let queue = queues.get_mut(&slot)?;
+        queue.waiting.retain(View::is_awaited);
+        if queue.waiting.is_empty() || queue.taken() > max_lanes(slot, queue) {
+            queue.lanes[lane] = false;
+            if queue.taken() == 0 {
+                queues.remove(&slot);
+            }
             return None;
         }
-        let size = pacing::batch_size(waiting.len(), last);
-        Some(waiting.drain(..size).collect())
+        let size = pacing::batch_size(queue.waiting.len(), queue.last);
+        Some(queue.waiting.drain(..size).collect())
     }
 
     /// Counts a batch in one call, and answers its views.
-    async fn count(&self, lane: Lane, batch: Vec<View>) -> Option<LastCall> {
-        let (size, begin) = (batch.len(), Instant::now());
-        match self.call(lane, &batch).await {
-            Ok(counts) => {
-                for (view, counted) in batch.into_iter().zip(counts) {
-                    view.answer(counted);
-                }
-                Some(LastCall { batch: size, took: begin.elapsed() })
-            }
-            Err(error) => {
-                if let Error::Unanswered | Error::Unreached = error {
-                    // The waiting views have waited during this call, and would wait as long again for the next.
-                    let waiting = self.lanes.lock().get_mut(&lane).map(std::mem::take);
-                    for view in waiting.into_iter().flatten() {
-                        view.answer(Err(Error::Unreached));
-                    }
-                }
-                for view in batch {
-                    view.answer(Err(error.clone()));
-                }
-                None
+    async fn count(&self, slot: Slot, lane: usize, batch: Vec<View>) -> Option<LastCall> {
+        let begin = Instant::now();
+        let counted = self.call(slot, lane, &batch).await;
+        let last = counted.is_ok().then(|| LastCall { batch: batch.len(), took: begin.elapsed() });
+        let mut waiting = Vec::new();
+        if let Some(queue) = self.queues.lock().get_mut(&slot) {
+            queue.last = last;
+            if let Err(Error::Unanswered | Error::Unreached) = counted {
+                // They have waited during this call, and would wait as long again for the next.
+                waiting = mem::take(&mut queue.waiting);
             }
         }
+        for view in waiting {
+            view.answer(Err(Error::Unreached));
+        }
+        match counted {
+            Ok(counts) => batch.into_iter().zip(counts).for_each(|(view, counted)| view.answer(counted)),
+            Err(error) => batch.into_iter().for_each(|view| view.answer(Err(error.clone()))),
+        }
+        last
     }
 
     /// Counts the batch in Redis. Returns the result for each view.
-    async fn call(&self, lane: Lane, batch: &[View]) -> Result<Vec<Counted>, Error> {
+    async fn call(&self, slot: Slot, lane: usize, batch: &[View]) -> Result<Vec<Counted>, Error> {
         let number = self.calls.fetch_add(1, Relaxed) + 1;
         let begin = Instant::now();
         let sessions = || batch.iter().map(|view| &view.session);
         let are_due = self.renewed.are_due(sessions(), begin);
-        let arguments = || self.arguments(number, lane, batch, &are_due);
+        let reply_key = self.reply_keys.key(slot, lane);
+        let arguments = || self.arguments(number, &reply_key, batch, &are_due);
         let reply = script::run(&self.redis, begin, &self.script, arguments).await?;
         // Only this lane writes to its key, one call after the other: any other reply is a fault, and is not handed out.
         let counts = read_reply(&reply, number, batch.len()).ok_or(Error::Unanswered)?;
@@ -248,9 +273,9 @@ impl<R: RunScript> Shared<R> {
     }
 
     /// The script's keys and arguments.
-    fn arguments(&self, number: u64, lane: Lane, batch: &[View], are_due: &[bool]) -> (Vec<Key>, Vec<Value>) {
+    fn arguments(&self, number: u64, reply_key: &Key, batch: &[View], are_due: &[bool]) -> (Vec<Key>, Vec<Value>) {
         let mut keys = Vec::with_capacity(1 + 2 * batch.len());
-        keys.push(self.reply_keys.key(lane));
+        keys.push(reply_key.clone());
         keys.extend(keys::of_sessions(batch.iter().map(|view| &view.session)));
         let due: String = are_due.iter().map(|is_due| if *is_due { '1' } else { '0' }).collect();
         let mut arguments = Vec::with_capacity(6 + batch.len());
@@ -265,6 +290,11 @@ impl<R: RunScript> Shared<R> {
         arguments.extend(batch.iter().map(|view| Value::String(view.path.clone())));
         (keys, arguments)
     }
+}
+
+/// How many lanes of a queue may be taken. In a Cluster it is one: calls of different slots are in flight at once anyway.
+fn max_lanes(slot: Slot, queue: &Queue) -> usize {
+    if slot.is_some() { 1 } else { pacing::max_lanes(queue.last) }
 }
 
 /// Reads the script's reply to the call of this number and size: the result for each view. None if it is

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `<id>` | string | a session's record: MessagePack of `[id, data, expiry]`, in the format of tower-sessions-redis-store |
 //! | `v:{<id>}` | hash | its counts by path, from its second view on; expires a second before the record |
-//! | `calls:<instance>` | string | the reply to the last call of an instance |
+//! | `calls:<instance>:<lane>` | string | the reply to the last call of an instance in this lane |
 //! | `calls:<instance>:{<tag>}` | string | the same in a Cluster: of the last call for the slot of this tag |
 
 use std::{fmt::Write, sync::LazyLock};
@@ -56,11 +56,12 @@ impl ReplyKeys {
         Self { name: format!("calls:{}", Id::default()), tags: if is_clustered { &TAGS } else { &[] } }
     }
 
-    /// The key of the reply to the last call; in a Cluster, of that for this slot.
-    pub fn key(&self, slot: Option<u16>) -> Key {
+    /// The key of the reply to the last call in this lane; in a Cluster, of that for this slot, which has one lane.
+    pub fn key(&self, slot: Option<u16>, lane: usize) -> Key {
+        let name = &self.name;
         match slot {
-            None => self.name.as_str().into(),
-            Some(slot) => format!("{}:{{{}}}", self.name, self.tags[usize::from(slot)]).into(),
+            None => format!("{name}:{lane}").into(),
+            Some(slot) => format!("{name}:{{{}}}", self.tags[usize::from(slot)]).into(),
         }
     }
 }
@@ -99,7 +100,7 @@ mod tests {
     fn each_slot_has_a_reply_key_of_its_own() {
         let keys = ReplyKeys::new(true);
         for slot in 0..SLOTS as u16 {
-            assert_eq!(keys.key(Some(slot)).cluster_hash(), slot);
+            assert_eq!(keys.key(Some(slot), 0).cluster_hash(), slot);
         }
     }
 }

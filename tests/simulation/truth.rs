@@ -103,8 +103,7 @@ impl World {
 
     /// A session that was viewed or saved lives for its whole time again, unless it was ended.
     pub fn is_used(&mut self, id: Id) {
-        let until = self.model.now + TTL.as_millis() as u64;
-        self.truth.lives.entry(id).and_modify(|lives| *lives = until);
+        self.truth.lives.entry(id).and_modify(|lives| *lives = self.model.now + TTL.as_millis() as u64);
     }
 
     /// No count is skipped but for views that ended without one.
