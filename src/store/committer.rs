@@ -59,7 +59,7 @@ use std::{
 };
 
 use fred::{
-    bytes_utils::Str,
+    bytes::BytesMut,
     types::{Key, Value},
 };
 use parking_lot::Mutex;
@@ -128,7 +128,7 @@ impl Queue {
 #[derive(Debug)]
 struct View {
     session: Id,
-    path: Str,
+    path: Box<str>,
     /// The request that waits.
     request: oneshot::Sender<Counted>,
     _permit: OwnedSemaphorePermit,
@@ -287,7 +287,12 @@ impl<R: RunScript> Shared<R> {
             Value::from_static_str(FirstView::KEY),
             due.into(),
         ]);
-        arguments.extend(batch.iter().map(|view| Value::String(view.path.clone())));
+        // One buffer for all paths.
+        let mut paths = BytesMut::with_capacity(batch.iter().map(|view| view.path.len()).sum());
+        arguments.extend(batch.iter().map(|view| {
+            paths.extend_from_slice(view.path.as_bytes());
+            Value::from(paths.split().freeze())
+        }));
         (keys, arguments)
     }
 }
