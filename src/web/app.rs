@@ -11,6 +11,7 @@ use axum::{
     routing::{MethodRouter, Route, get},
 };
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tower::{Service, layer::layer_fn, service_fn};
 
 use super::{
@@ -47,18 +48,18 @@ pub fn with_session(page: MethodRouter, store: &Store, config: &Config) -> Metho
     surround(page, Sessions::new(store, config), session::give_session)
 }
 
-/// The page, answering through this middleware. axum's `from_fn` would do the same, with three more allocations and
-/// several more moves of each request.
+/// The page, answering through this middleware. axum's `from_fn` would do the same, with four more allocations and
+/// several more moves of each request. Calling a route takes `&mut`, hence the lock: it is cheaper than a clone.
 fn surround<F>(
     page: MethodRouter,
     sessions: Sessions,
-    middleware: fn(Sessions, Request, Arc<Route>) -> F,
+    middleware: fn(Sessions, Request, Arc<Mutex<Route>>) -> F,
 ) -> MethodRouter
 where
     F: Future<Output = Result<Response, Error>> + Send + 'static,
 {
     page.route_layer(layer_fn(move |page: Route| {
-        let (page, sessions) = (Arc::new(page), sessions.clone());
+        let (page, sessions) = (Arc::new(Mutex::new(page)), sessions.clone());
         service_fn(move |request| middleware(sessions.clone(), request, page.clone()).map(Ok))
     }))
 }

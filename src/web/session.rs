@@ -9,6 +9,7 @@ use axum::{
     routing::Route,
 };
 use cookie::{Cookie, CookieJar, Key, SameSite};
+use parking_lot::Mutex;
 use tower::Service;
 use tower_sessions::{Session, session::Id};
 
@@ -106,9 +107,14 @@ impl Opened {
 ///
 /// # Errors
 /// [`Error::Session`] if the session cannot be saved.
-pub async fn give_session(sessions: Sessions, mut request: Request, page: Arc<Route>) -> Result<Response, Error> {
+pub async fn give_session(
+    sessions: Sessions,
+    mut request: Request,
+    page: Arc<Mutex<Route>>,
+) -> Result<Response, Error> {
     let opened = sessions.open(&mut request);
-    let Ok(mut response) = Route::clone(&page).call(request).await;
+    let response = page.lock().call(request);
+    let Ok(mut response) = response.await;
     opened.close(&mut response).await?;
     Ok(response)
 }

@@ -8,6 +8,7 @@ use axum::{
     response::Response,
     routing::Route,
 };
+use parking_lot::Mutex;
 use tower::Service;
 
 use super::{error::Error, session::Sessions};
@@ -34,7 +35,7 @@ pub struct ViewCount(
 pub fn count_view(
     sessions: Sessions,
     mut request: Request,
-    page: Arc<Route>,
+    page: Arc<Mutex<Route>>,
 ) -> impl Future<Output = Result<Response, Error>> + Send {
     let is_prefetch = is_prefetch(request.headers());
     let opened = sessions.open(&mut request);
@@ -60,7 +61,8 @@ pub fn count_view(
             }
         };
         request.extensions_mut().insert(ViewCount(count));
-        let Ok(mut response) = Route::clone(&page).call(request).await;
+        let response = page.lock().call(request);
+        let Ok(mut response) = response.await;
         if counted.is_some() && session.id().is_none() {
             // The page ended the session or changed its id, and its counts are deleted.
             Box::pin(session.remove_value(FirstView::KEY)).await?;
