@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, session_id, signal};
 use futures_util::future::join_all;
+use tokio::time::sleep;
 
 /// Every view is answered by then.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -265,6 +266,39 @@ async fn a_master_freezes_under_load() {
             assert_consecutive(counts, 2);
         }
     }
+}
+
+#[tokio::test]
+async fn a_master_stays_frozen() {
+    const GIVEN_UP: &str = "the connection to Redis is lost: a server of the Cluster has not come back";
+    let cluster = Cluster::start().await;
+    for master in &cluster.masters {
+        // Else it serves nobody once a master has failed.
+        master.expect_ok(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
+    }
+    let service = Service::start([("REDIS_URL", cluster.url().as_str())]);
+    let mut visitors = visitors(&service, &cluster, 30).await;
+    visitors.sort_by_key(|visitor| place(&cluster, visitor).1);
+    signal(cluster.masters[0].id(), "STOP");
+    assert_eq!(visitors[0].view(&service, "/foo").await.status, 503);
+    let begin = Instant::now();
+    let other = visitors.last_mut().unwrap();
+    for expected in 2.. {
+        let answer = other.view(&service, "/foo").await;
+        if answer.status == 503 {
+            break;
+        }
+        assert_eq!(answer.count(), expected, "after {:?}", begin.elapsed());
+        assert!(begin.elapsed() < 2 * TIMEOUT, "the link is still in use");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let took = begin.elapsed();
+    assert!(took > TIMEOUT - DEADLINE, "the link was given up after {took:?}");
+    let has_said_so = async || service.log().iter().any(|line| line.contains(GIVEN_UP)).then_some(());
+    eventually("the log says that the link is given up", has_said_so).await;
+    signal(cluster.masters[0].id(), "CONT");
+    service.wait_until_ready().await;
+    assert!(visitors[0].count(&service, "/foo").await <= 3);
 }
 
 fn first_page_since(views: &[View], moment: Instant) -> &View {

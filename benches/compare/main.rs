@@ -20,7 +20,10 @@ use figures::Figures;
 use programs::{Program, Redis};
 
 /// Rounds of load per program. The report shows the median.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
+
+/// Starts per program. The report shows the median of the first answers.
+const STARTS: usize = 21;
 
 /// Connections under load, each with one view in flight.
 const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 900];
@@ -49,7 +52,7 @@ fn main() {
         println!("{program}: the first answer, views that overlap, bytes in Redis");
         // The first start reads the program from disk.
         figures::first_answer(program, &redis);
-        figures.first_answer = figures::median((0..ROUNDS).map(|_| figures::first_answer(program, &redis)));
+        figures.first_answer = figures::median((0..STARTS).map(|_| figures::first_answer(program, &redis)));
         if program.has_sessions() {
             let server = program.start(&redis);
             figures.overlapping = Some(figures::overlapping(&server));
