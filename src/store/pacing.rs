@@ -9,10 +9,10 @@
 //! - Redis is near: a call counts about half of all, so that Redis counts one half while this process answers the
 //!   other.
 //! - Redis is next door, and few views wait: most of a call's time passes on the way, while neither Redis nor this
-//!   process has anything to do. So several calls are in flight. They are smaller: with eight connections a view costs
-//!   1.7 commands, where it would cost 1.5. A service that bills commands is usually further away.
+//!   process has anything to do. So several calls are in flight. They are smaller, and cost more commands per view; but
+//!   a service that bills commands is usually further away.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// The most views in one call. Redis runs one command at a time, and is then busy for about 2 ms.
 pub const MAX_BATCH: usize = 512;
@@ -29,8 +29,9 @@ const MAX_SMALL_BATCH: usize = 8;
 /// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
-/// There is no pause after a larger batch: its views are cheap already, and this process is busy.
-const MAX_PAUSING_BATCH: usize = 128;
+/// After how many views there is a pause. After fewer, hardly anybody would come meanwhile; after more, views are cheap
+/// already, and this process is busy.
+const PAUSING_BATCHES: RangeInclusive<usize> = 4..=128;
 
 /// The pause is this share of the time that the last call took.
 const PAUSE_SHARE: u32 = 8;
@@ -78,7 +79,7 @@ pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
 
 /// How long the next call waits for more views.
 pub fn pause(last: LastCall) -> Option<Duration> {
-    let pauses = last.is_slow() && (2..=MAX_PAUSING_BATCH).contains(&last.batch);
+    let pauses = last.is_slow() && PAUSING_BATCHES.contains(&last.batch);
     pauses.then(|| LONGEST_PAUSE.min(last.took / PAUSE_SHARE))
 }
 
@@ -133,9 +134,10 @@ mod tests {
         for (last, expected) in [
             (call(64, 4), None),
             (call(1, 100), None),
-            (call(2, 16), Some(2)),
-            (call(MAX_PAUSING_BATCH, 16), Some(2)),
-            (call(MAX_PAUSING_BATCH + 1, 16), None),
+            (call(3, 16), None),
+            (call(4, 16), Some(2)),
+            (call(128, 16), Some(2)),
+            (call(129, 16), None),
             (call(64, 1000), Some(4)),
         ] {
             assert_eq!(pause(last), expected.map(Duration::from_millis), "{last:?}");
