@@ -1,4 +1,4 @@
-//! Promise: views that arrive while a call is in flight share the next one. The queue is bounded, and
+//! Promise: views that wait while calls are in flight share the next one. The queue is bounded, and
 //! a client that disconnects leaves the queue and affects no other.
 
 use std::time::{Duration, Instant};

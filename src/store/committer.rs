@@ -12,8 +12,8 @@
 //! the request a *call* of `count_views.lua`. A call may take several *attempts*, all under one number.
 //!
 //! # Invariants
-//! 1. *A lane has one call in flight.* One task serves a lane, for as long as its queue says that the lane is taken. It
-//!    takes up the next batch when the last call was answered or given up.
+//! 1. *A lane has one call in flight.* It is taken before its task begins, and free when that ends: one task at a time,
+//!    which takes up the next batch when the last call was answered or given up.
 //! 2. *A number names one call.* Numbers grow, and the key of the kept reply is random for each process.
 //! 3. *The number of the kept reply never falls.* The script replaces only a reply with a lower number.
 //! 4. *A call is counted if and only if its reply is kept.* The script does both or neither, and Redis runs
@@ -28,13 +28,15 @@
 //! 1. *An attempt is lost on its way.* The next one is the first to be counted.
 //! 2. *A reply is lost.* The next attempt finds the reply kept, is undone, and returns it.
 //! 3. *An attempt arrives twice, or after its repetition.* The same.
-//! 4. *An attempt arrives after a newer call.* The kept reply has a higher number: the attempt is undone and
-//!    renews nothing, and the reply it returns is ignored.
+//! 4. *An attempt arrives after a newer call of its lane.* The kept reply has a higher number: the attempt is
+//!    undone and renews nothing, and the reply it returns is ignored.
 //! 5. *An attempt arrives after its session is over.* Nothing is counted, and nothing is left behind: ids are
 //!    random and never used again.
 //! 6. *A session ends, is deleted or saved while its view waits.* The script sees the session before or after.
 //! 7. *A client disconnects.* Before its batch is built, its view is not counted; later, it is.
-//! 8. *This instance freezes.* An attempt is not sent after its deadline, and a reply that is read after it is
+//! 8. *Two lanes count views of one session.* Redis runs one call after the other. Each has its own kept reply, and
+//!    what is undone are a call's own increments.
+//! 9. *This instance freezes.* An attempt is not sent after its deadline, and a reply that is read after it is
 //!    dropped, see `retry.rs`.
 //!
 //! # Assumptions
@@ -102,7 +104,7 @@ struct Shared<R> {
     reply_keys: ReplyKeys,
     /// The number of the last call.
     calls: AtomicU64,
-    /// The queues that have views waiting or in flight.
+    /// The queues that have a lane taken.
     queues: Mutex<HashMap<Slot, Queue>>,
     /// One permit for each view that waits or is in flight.
     permits: Arc<Semaphore>,
@@ -173,7 +175,7 @@ impl<R: RunScript> Committer<R> {
         counted.await.unwrap_or(Err(Error::Unanswered))
     }
 
-    /// Whether no view waits, and every permit has come back.
+    /// Whether no lane is taken, and every permit has come back.
     pub fn is_idle(&self) -> bool {
         self.0.queues.lock().is_empty() && self.0.permits.available_permits() == MAX_VIEWS
     }
@@ -240,7 +242,7 @@ impl<R: RunScript> Shared<R> {
         if let Some(queue) = self.queues.lock().get_mut(&slot) {
             queue.last = last;
             if let Err(Error::Unanswered | Error::Unreached) = counted {
-                // They have waited during this call, and would wait as long again for the next.
+                // Redis is out of reach. They may have waited as long as this call, and would wait as long again.
                 waiting = mem::take(&mut queue.waiting);
             }
         }
@@ -263,7 +265,7 @@ impl<R: RunScript> Shared<R> {
         let reply_key = self.reply_keys.key(slot, lane);
         let arguments = || self.arguments(number, &reply_key, batch, &are_due);
         let reply = script::run(&self.redis, begin, &self.script, arguments).await?;
-        // Only this lane writes to its key, one call after the other: any other reply is a fault, and is not handed out.
+        // Only this lane writes to its key, one call after the other: another reply is a fault, and is not handed out.
         let counts = read_reply(&reply, number, batch.len()).ok_or(Error::Unanswered)?;
         let renewed = sessions().zip(&are_due).zip(&counts);
         let renewed = renewed
@@ -297,7 +299,7 @@ impl<R: RunScript> Shared<R> {
     }
 }
 
-/// How many lanes of a queue may be taken. In a Cluster it is one: calls of different slots are in flight at once anyway.
+/// How many lanes of a queue may be taken. In a Cluster it is one: other slots have their own calls in flight.
 fn max_lanes(slot: Slot, queue: &Queue) -> usize {
     if slot.is_some() { 1 } else { pacing::max_lanes(queue.last) }
 }

@@ -56,7 +56,7 @@ impl ReplyKeys {
         Self { name: format!("calls:{}", Id::default()), tags: if is_clustered { &TAGS } else { &[] } }
     }
 
-    /// The key of the reply to the last call in this lane; in a Cluster, of that for this slot, which has one lane.
+    /// The key of the reply to the last call in this lane. In a Cluster a slot has one lane.
     pub fn key(&self, slot: Option<u16>, lane: usize) -> Key {
         let name = &self.name;
         match slot {

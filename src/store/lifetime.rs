@@ -25,7 +25,7 @@ const DRIFT: Duration = Duration::from_millis(1500);
 /// command inside a script; a script must not take longer than this.
 pub const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long Redis keeps the reply to an instance's last call: longer than TCP can deliver a call late.
+/// How long Redis keeps the reply to a lane's last call: longer than TCP can deliver a call late.
 pub const REPLY_KEPT_FOR: Duration = Duration::from_secs(3600);
 
 const _: () = assert!(REPLY_KEPT_FOR.as_secs() > 100 * DEADLINE.as_secs());

@@ -1,8 +1,8 @@
 //! How many views the next call counts, when it leaves, and how many are in flight: pure functions of what the last
 //! call did.
 //!
-//! Views that share a call cost fewer commands, so while a call is in flight, arriving views wait for the next one.
-//! There are three cases:
+//! Views that share a call cost fewer commands. So, as a rule, one call is in flight, and arriving views wait for the
+//! next. There are three cases:
 //!
 //! - Redis is far away: a call counts all that wait. It leaves after a short pause, in which visitors who were just
 //!   answered can ask again.
@@ -20,7 +20,7 @@ pub const MAX_BATCH: usize = 512;
 /// The most calls of a queue in flight.
 pub const MAX_LANES: usize = 4;
 
-/// A call that takes longer is not to a Redis next door. Within a zone, a round trip takes 0.1 to 0.3 ms.
+/// Redis is next door if a call takes no longer. Within a zone, a round trip takes 0.1 to 0.3 ms.
 const NEXT_DOOR: Duration = Duration::from_micros(500);
 
 /// With larger batches, one call at a time keeps Redis and this process busy.
@@ -66,8 +66,8 @@ pub fn max_lanes(last: Option<LastCall>) -> usize {
     }
 }
 
-/// How many of the waiting views the next call counts; at least one, if any are waiting. `last` is the
-/// call right before it, if that was answered.
+/// How many of the waiting views the next call counts; at least one, if any are waiting. `last` is the call that ended
+/// last, if it was answered.
 pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     let size = match last {
         // Halfway between the last batch and all, so that calls become similar.
@@ -77,7 +77,7 @@ pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     size.min(waiting).min(MAX_BATCH)
 }
 
-/// How long the next call waits for more views.
+/// How long a lane waits for more views before its next call.
 pub fn pause(last: LastCall) -> Option<Duration> {
     let pauses = last.is_slow() && PAUSING_BATCHES.contains(&last.batch);
     pauses.then(|| LONGEST_PAUSE.min(last.took / PAUSE_SHARE))
@@ -118,8 +118,11 @@ mod tests {
 
     #[test]
     fn calls_in_flight() {
+        let took = |took| Some(LastCall { batch: 1, took });
         for (last, expected) in [
             (None, 1),
+            (took(NEXT_DOOR), MAX_LANES),
+            (took(NEXT_DOOR + Duration::from_nanos(1)), 1),
             (Some(call(1, 0)), MAX_LANES),
             (Some(call(MAX_SMALL_BATCH, 0)), MAX_LANES),
             (Some(call(MAX_SMALL_BATCH + 1, 0)), 1),

@@ -49,7 +49,8 @@ pub fn with_session(page: MethodRouter, store: &Store, config: &Config) -> Metho
 }
 
 /// The page, answering through this middleware. axum's `from_fn` would do the same, with four more allocations and
-/// several more moves of each request. Calling a route takes `&mut`, hence the lock: it is cheaper than a clone.
+/// several more moves of each request. Calling a route takes `&mut`, hence the lock: it is cheaper than a clone
+/// beside the one in `call`.
 fn surround<F>(
     page: MethodRouter,
     sessions: Sessions,

@@ -26,7 +26,7 @@ pub async fn page(
 ) -> Response {
     format.render(Page {
         path: uri.path(),
-        // No larger than the text, since a body takes another allocation for a string with spare room.
+        // Exactly as long as its text: a string with spare room would cost the body one more allocation.
         sentence: ["you viewed this page ", itoa::Buffer::new().format(count), " times"].concat().into(),
         meaning: &meaning,
         link: ("", "View it again"),
