@@ -15,7 +15,8 @@ pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) ->
     let script = script(cookies);
     let output = Command::new("wrk")
         .args(["-t1", &format!("-c{connections}"), &format!("-d{}s", time.as_secs())])
-        .arg("-s")
+        // With 900 connections, some peers take longer than the usual two seconds.
+        .args(["--timeout", "10s", "-s"])
         .arg(&script)
         .arg(format!("http://127.0.0.1:{port}/"))
         .output()
