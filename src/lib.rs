@@ -32,8 +32,8 @@
 //! - *Session*: a *record*, which is tower-sessions' data, and its *counts*, a hash beside it from path to count.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Batch*: the views in one call. *Call*: one batch for `count_views.lua`, under one number. *Attempt*: one sending
-//!   of a call. *Lane*: the sequence of calls that share one reply key.
-//!   *Queue*: the views that can share a call; it has one to four lanes.
+//!   of a call. *Lane*: the sequence of calls that share one reply key. *Queue*: the views that can share a call; they
+//!   leave through one to four lanes.
 //! - *Connection*: the handle to Redis, which reconnects for ever. *Link*: the fred client that it uses now.
 //! - *Renew*: give a session's keys their full time to live. *Window*: how long that need not be done again.
 

@@ -32,7 +32,7 @@ const FAR: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub struct Figures {
     /// Seconds from exec to the first response, with Redis available.
-    pub first_answer: f64,
+    pub first_answers: Vec<f64>,
     /// How many of [`OVERLAPPING`] views were counted.
     pub overlapping: Option<u64>,
     /// Bytes in Redis per session after one view, and after one view of each page.

@@ -10,7 +10,7 @@ use plotters::prelude::*;
 
 use crate::{
     CONNECTIONS, MAIN, ROUND, ROUNDS, SESSIONS,
-    figures::{Drive, Figures, OVERLAPPING, RATES, VISIT},
+    figures::{Drive, Figures, OVERLAPPING, RATES, VISIT, median},
     programs::Program,
 };
 
@@ -129,7 +129,7 @@ fn views_per_second_of(all: &All, connections: usize) -> Row {
 }
 
 fn first_answer(all: &All) -> Row {
-    Row::new(all, "first answer after start", millis, |f| Some(f.first_answer))
+    Row::new(all, "first answer after start", millis, |f| Some(median(f.first_answers.iter().copied())))
 }
 
 fn memory(all: &All) -> Row {

@@ -14,7 +14,7 @@
 //! # Invariants
 //! 1. *A lane has one call in flight.* It is taken before its task begins, and free when that ends: one task at a time,
 //!    which takes up the next batch when the last call was answered or given up.
-//! 2. *A number names one call.* Numbers grow, and the key of the kept reply is random for each process.
+//! 2. *A number names one call.* Numbers grow, and the keys of kept replies are random for each process.
 //! 3. *The number of the kept reply never falls.* The script replaces only a reply with a lower number.
 //! 4. *A call is counted if and only if its reply is kept.* The script does both or neither, and Redis runs
 //!    a script in one step. (A call whose sessions are all over counts nothing and keeps nothing.)
@@ -239,6 +239,7 @@ impl<R: RunScript> Shared<R> {
         let counted = self.call(slot, lane, &batch).await;
         let last = counted.is_ok().then(|| LastCall { batch: batch.len(), took: begin.elapsed() });
         let mut waiting = Vec::new();
+        // It is there, since this lane is taken.
         if let Some(queue) = self.queues.lock().get_mut(&slot) {
             queue.last = last;
             if let Err(Error::Unanswered | Error::Unreached) = counted {

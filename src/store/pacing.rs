@@ -1,5 +1,5 @@
-//! How many views the next call counts, when it leaves, and how many are in flight: pure functions of what the last
-//! call did.
+//! How many views the next call counts, when it leaves, and how many calls are in flight: pure functions of what the
+//! last call did.
 //!
 //! Views that share a call cost fewer commands. So, as a rule, one call is in flight, and arriving views wait for the
 //! next. There are three cases:
@@ -29,8 +29,8 @@ const MAX_SMALL_BATCH: usize = 8;
 /// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
-/// After how many views there is a pause. After fewer, hardly anybody would come meanwhile; after more, views are cheap
-/// already, and this process is busy.
+/// There is a pause after a call of so many views. After fewer, hardly anybody would come meanwhile; after more, views
+/// are cheap already, and this process is busy.
 const PAUSING_BATCHES: RangeInclusive<usize> = 4..=128;
 
 /// The pause is this share of the time that the last call took.
@@ -58,7 +58,7 @@ impl LastCall {
     }
 }
 
-/// How many calls may be in flight.
+/// How many calls may be in flight. `last` is the call that ended last, if it was answered.
 pub fn max_lanes(last: Option<LastCall>) -> usize {
     match last {
         Some(last) if last.needs_company() => MAX_LANES,
@@ -66,8 +66,7 @@ pub fn max_lanes(last: Option<LastCall>) -> usize {
     }
 }
 
-/// How many of the waiting views the next call counts; at least one, if any are waiting. `last` is the call that ended
-/// last, if it was answered.
+/// How many of the waiting views the next call counts; at least one, if any are waiting. `last` is as above.
 pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     let size = match last {
         // Halfway between the last batch and all, so that calls become similar.

@@ -49,8 +49,8 @@ pub fn with_session(page: MethodRouter, store: &Store, config: &Config) -> Metho
 }
 
 /// The page, answering through this middleware. axum's `from_fn` would do the same, with four more allocations and
-/// several more moves of each request. Calling a route takes `&mut`, hence the lock: it is cheaper than a clone
-/// beside the one in `call`.
+/// several more moves of each request. `Route::call` takes `&mut` but clones the route anyway, hence the
+/// lock: one more clone would be one more allocation.
 fn surround<F>(
     page: MethodRouter,
     sessions: Sessions,

@@ -254,7 +254,7 @@ impl RunScript for Way {
         }
         sleep(MS * if let Some(Fate::Answered(time)) = fate { 1 + time } else { distance }).await;
         let lives = world(|world| world.instances.iter().any(|living| Arc::ptr_eq(&living.renewed, &self.renewed)));
-        if lives { reply } else { std::future::pending().await } // It has crashed.
+        if lives { reply } else { std::future::pending().await } // Else it has crashed.
     }
 }
 
