@@ -29,9 +29,9 @@ const MAX_SMALL_BATCH: usize = 8;
 /// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
-/// There is a pause after a call of so many views. After fewer, hardly anybody would come meanwhile; after more, views
-/// are cheap already, and this process is busy.
-const PAUSING_BATCHES: RangeInclusive<usize> = 4..=128;
+/// There is a pause after a call of so many views. After fewer, less than one more is to be expected meanwhile, as the
+/// pause is an eighth of the call's time; after more, views are cheap already, and this process is busy.
+const PAUSING_BATCHES: RangeInclusive<usize> = PAUSE_SHARE as usize..=128;
 
 /// The pause is this share of the time that the last call took.
 const PAUSE_SHARE: u32 = 8;
@@ -136,8 +136,8 @@ mod tests {
         for (last, expected) in [
             (call(64, 4), None),
             (call(1, 100), None),
-            (call(3, 16), None),
-            (call(4, 16), Some(2)),
+            (call(7, 16), None),
+            (call(8, 16), Some(2)),
             (call(128, 16), Some(2)),
             (call(129, 16), None),
             (call(64, 1000), Some(4)),
