@@ -1,21 +1,20 @@
-FROM rust:1.95-slim-bookworm AS build
+FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /build
+
+# First the dependencies, which change less often than the sources. `.cargo` says how release builds are optimized.
+COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
+RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
+    && cargo build --release --locked
 
 # A static program, which needs no other files. It resolves host names with DNS and /etc/hosts: glibc has both built
 # in since version 2.34. Packed relocations save 0.2 MB.
-ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
-
-# First the dependencies, which change less often than the sources. Without a named target, the flags would also apply
-# to procedural macros.
-COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
-    && cargo build --release --locked --target host-tuple
-
 COPY src src
 COPY templates templates
 RUN touch src/lib.rs src/main.rs \
-    && cargo build --release --locked --target host-tuple \
-    && cp target/*/release/cloud-run-sessions /
+    && cargo rustc --release --locked --bin cloud-run-sessions -- \
+        -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
+    && cp target/release/cloud-run-sessions /
 
 FROM scratch
 LABEL org.opencontainers.image.title="cloud-run-sessions" \

@@ -97,8 +97,15 @@ fn express() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/express")
 }
 
-/// Installs the dependencies of the Express app.
+/// Builds the service as its image has it, and installs the dependencies of the Express app.
 pub fn prepare() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let dockerfile = fs::read_to_string(format!("{root}/Dockerfile")).unwrap();
+    let build = dockerfile.split_once("&& cargo rustc").and_then(|(_, build)| build.split_once("&&"));
+    let build = format!("cargo rustc{}", build.expect("the Dockerfile's build").0.replace("\\\n", ""));
+    println!("{build}");
+    let status = Command::new("sh").args(["-c", &build]).current_dir(root).status();
+    assert!(status.unwrap().success(), "the build failed");
     println!("npm ci, in benches/express");
     let status = Command::new("npm").args(["ci", "--silent"]).current_dir(express()).status();
     assert!(status.expect("npm").success(), "npm ci failed");

@@ -12,12 +12,13 @@ pub struct Load {
 
 /// Views `/` on `port` for `time`, with one view in flight on each connection.
 pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) -> Load {
-    let script = script(cookies);
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cookies");
+    fs::write(&file, cookies.join("\n")).unwrap();
     let output = Command::new("wrk")
+        .env("COOKIES", file)
         .args(["-t1", &format!("-c{connections}"), &format!("-d{}s", time.as_secs())])
         // With 900 connections, some peers take longer than the usual two seconds.
-        .args(["--timeout", "10s", "-s"])
-        .arg(&script)
+        .args(["--timeout", "10s", "-s", concat!(env!("CARGO_MANIFEST_DIR"), "/benches/load.lua")])
         .arg(format!("http://127.0.0.1:{port}/"))
         .output()
         .expect("wrk");
@@ -28,31 +29,4 @@ pub fn run(port: u16, cookies: &[String], connections: usize, time: Duration) ->
     let [views, micros, p50, wrong] = fields[..] else { panic!("wrk said {said}") };
     assert!(wrong == 0.0, "{wrong} of {views} views failed: {said}");
     Load { views, views_per_second: views / micros * 1e6, p50: Duration::from_micros(p50 as u64) }
-}
-
-/// Writes the script for wrk: it prepares all requests once and prints the result in one line.
-fn script(cookies: &[String]) -> PathBuf {
-    let cookies: Vec<_> = cookies.iter().map(|cookie| format!("{cookie:?}")).collect();
-    let script = format!(
-        r#"local requests, next = {{}}, 0
-function init()
-  for n, cookie in ipairs({{ {} }}) do
-    requests[n] = wrk.format("GET", "/", {{ Host = "localhost", Cookie = cookie }})
-  end
-end
-function request()
-  next = next % #requests + 1
-  return requests[next]
-end
-function done(summary, latency)
-  local errors = summary.errors
-  local wrong = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  io.write(string.format("result %d %d %d %d\n", summary.requests, summary.duration, latency:percentile(50), wrong))
-end
-"#,
-        cookies.join(", ")
-    );
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("wrk.lua");
-    fs::write(&path, script).unwrap();
-    path
 }
