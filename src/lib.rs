@@ -28,7 +28,8 @@
 //!
 //! # Words
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
-//! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one path.
+//! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one
+//!   path.
 //! - *Session*: a *record*, which is tower-sessions' data, and its *counts*, a hash beside it from path to count.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Batch*: the views in one call. *Call*: one batch for `count_views.lua`, under one number. *Attempt*: one sending

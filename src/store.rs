@@ -61,8 +61,8 @@ impl Store {
     /// including this one; none if the session is over.
     ///
     /// # Errors
-    /// If the store cannot be reached, does not answer or refuses, or too many views wait. After [`Error::Unanswered`] the view may have been
-    /// counted; after any other error it was not. No other view is affected.
+    /// If the store cannot be reached, does not answer or refuses, or too many views wait. After [`Error::Unanswered`]
+    /// the view may have been counted; after any other error it was not. No other view is affected.
     pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
         match &self.0 {
             Backend::Redis(sessions) => sessions.count_view(id, path).await,

@@ -3,8 +3,8 @@
 
 use crate::common::{Redis, Service, Visitor, behind_proxy, session_id};
 
-/// The time to live of a record in ms, how many ms before it the counts expire, the time to live of a reply in s, the key
-/// of the first view, and that the session of the one view is to be renewed.
+/// The time to live of a record in ms, how many ms before it the counts expire, the time to live of a reply in s, the
+/// key of the first view, and that the session of the one view is to be renewed.
 const SETTINGS: [&str; 5] = ["100000", "1000", "3600", "1", "1"];
 
 /// A visitor after one view of `/foo`, and the id of the session, whose record tower-sessions wrote.

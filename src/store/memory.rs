@@ -18,8 +18,8 @@ use tower_sessions::{
 
 use super::{first_view::FirstView, retry::DEADLINE};
 
-/// The most bytes that the sessions take, as [`Session::bytes`] estimates them. Beyond it, the sessions that were viewed
-/// least recently end early.
+/// The most bytes that the sessions take, as [`Session::bytes`] estimates them. Beyond it, the sessions that were
+/// viewed least recently end early.
 pub const MAX_BYTES: u64 = 40_000_000;
 
 /// The bytes of a session, of a count and of a value, without their texts: estimated from the sizes of

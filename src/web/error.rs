@@ -120,7 +120,7 @@ pub fn in_time(response: impl Future<Output = Result<Response, Infallible>>) -> 
     timeout(DEADLINE, response).map(|outcome| match outcome {
         Ok(Ok(response)) => response,
         Err(_) => {
-            telemetry::warn_once_a_minute("deadline", format_args!("no answer within {DEADLINE:?}"));
+            telemetry::warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
             Error::Late.into_response()
         }
     })

@@ -16,8 +16,8 @@ use tower_sessions::{Session, session::Id};
 use super::error::Error;
 use crate::{config::Config, store::Store};
 
-/// Gives each request its [`Session`], and each visitor a cookie with the session's id. A clone is another handle on the
-/// same sessions.
+/// Gives each request its [`Session`], and each visitor a cookie with the session's id. A clone is another handle on
+/// the same sessions.
 ///
 /// The cookie has no `Max-Age`, so it ends with the browser. [`Config::session_ttl`] ends the session behind it,
 /// which is the store's part.

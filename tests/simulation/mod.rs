@@ -1,8 +1,8 @@
 //! Promise: the protocol holds in a deterministic world: choices come from a seed, no real time passes.
 //!
-//! The committer, its retries, its pacing and both scripts are the real ones. Simulated are the clock (tokio's, paused),
-//! the network, and Redis: Lua 5.1 over the few commands that the scripts call. fred, TLS, Cluster and Sentinel
-//! are not simulated, nor Redis's own persistence; only the tests on real servers show those.
+//! The committer, its retries, its pacing and both scripts are the real ones. Simulated are the clock (tokio's,
+//! paused), the network, and Redis: Lua 5.1 over the few commands that the scripts call. fred, TLS, Cluster and
+//! Sentinel are not simulated, nor Redis's own persistence; only the tests on real servers show those.
 //!
 //! `SEED=7 tests/run simulation` plays one history. `SIMULATE=120 tests/run simulation` plays new ones for 120 s.
 
