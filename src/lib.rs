@@ -20,6 +20,8 @@
 //! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, limits and shutdown, for any
 //!    service; `web/connections.rs`: which connections may stay; [`web::health`], [`config`] and [`telemetry`].
 //!
+//! `.cargo/` optimizes release builds by a profile of the program under load; `benches/profile` makes it.
+//!
 //! # Rules
 //! - Only `count_views.lua` counts in Redis. Outside `store/`, only [`web::views`] knows that a first view is number 1.
 //! - Only `store/keys.rs` knows the names of keys. Only `store/error.rs` and the scripts read texts of errors.

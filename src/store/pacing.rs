@@ -4,8 +4,8 @@
 //! Views that share a call cost fewer commands. So, as a rule, one call is in flight, and arriving views wait for the
 //! next. There are three cases:
 //!
-//! - Redis is far away: a call counts all that wait. It leaves after a short pause, in which visitors who were just
-//!   answered can ask again.
+//! - Redis is far away: a call counts all that wait. It leaves after a short pause if many do, in which visitors who
+//!   were just answered can ask again.
 //! - Redis is near: a call counts about half of all, so that Redis counts one half while this process answers the
 //!   other.
 //! - Redis is next door, and few views wait: most of a call's time passes on the way, while neither Redis nor this
@@ -29,8 +29,8 @@ const MAX_SMALL_BATCH: usize = 8;
 /// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
-/// There is a pause after a call of so many views. After fewer, less than one more is to be expected meanwhile, as the
-/// pause is an eighth of the call's time; after more, views are cheap already, and this process is busy.
+/// There is a pause only after a call of this many views. It is an eighth of the call's time: after fewer views, less
+/// than one more is to be expected in it. After more, views are cheap already, and this process is busy.
 const PAUSING_BATCHES: RangeInclusive<usize> = PAUSE_SHARE as usize..=128;
 
 /// The pause is this share of the time that the last call took.
