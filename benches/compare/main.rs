@@ -1,57 +1,73 @@
 //! Compares the service with others: `cargo bench`.
 //!
-//! All programs run on one Redis, and wrk loads them in turn. The results go into the README as a table
-//! and a chart. Every figure comes from /proc, Redis's INFO and MEMORY USAGE, wrk or the clock. Nothing
-//! passes or fails.
+//! All programs run on one Redis, and wrk loads them in turn. Tables go into the README and docs/benchmark.md, charts
+//! into docs/. Every figure comes from /proc, Redis's INFO and MEMORY USAGE, wrk or the clock. Nothing passes or fails.
 //!
 //! Needs redis-server, redis-cli, wrk, and Node with npm.
+//!
+//! [`figures`] holds what is measured. These modules measure it: [`start`], [`overlapping`], [`billing`], [`size`],
+//! [`load`] and [`distance`]. They stand on [`programs`], [`redis`], [`client`], [`wrk`], [`open_loop`] and [`proxy`].
+//! [`report`] writes it all down.
 
+mod billing;
+mod client;
+mod distance;
 mod figures;
+mod load;
 mod open_loop;
+mod overlapping;
 mod peers;
+mod process;
 mod programs;
 mod proxy;
+mod redis;
 mod report;
+mod size;
+mod start;
 mod wrk;
 
 use std::{env, time::Duration};
 
 use figures::Figures;
-use programs::{Program, Redis};
+use load::{Load, MAIN};
+use programs::Program;
+use redis::Redis;
 
-/// Rounds of load per program. The report shows the median.
-const ROUNDS: usize = 7;
+/// Rounds of each load, unless BENCH_ROUNDS is set. The report shows the median.
+const ROUNDS: usize = 5;
 
-/// Starts per program. The report shows the median of the first answers.
-const STARTS: usize = 21;
+/// Starts per round. The report shows the median of the first answers.
+const STARTS: usize = 4;
 
 /// Connections under load, each with one view in flight.
 const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 900];
 
-/// The load that most figures are of.
-const MAIN: usize = 64;
-
 /// Visitors under load. They have made two views before.
-const SESSIONS: usize = 200;
+const VISITORS: usize = 200;
 
 /// The duration of a round.
 const ROUND: Duration = Duration::from_secs(2);
 
+/// How many rounds to make of each load: fewer while the benchmark itself is worked on.
+fn rounds() -> usize {
+    env::var("BENCH_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("BENCH_ROUNDS is a number"))
+}
+
 fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
-    if let [serve, peer] = &arguments[..]
+    if let [serve, program] = &arguments[..]
         && serve == "serve"
     {
-        return peers::serve(peer);
+        return peers::serve(program);
     }
     programs::prepare();
-    let redis = Redis::start();
+    let redis = Redis::start("redis-server");
     let mut all: Vec<_> = Program::ALL.map(|program| (program, Figures::default())).into();
 
     println!("first answers after start");
-    for start in 0..=STARTS {
+    for start in 0..=STARTS * rounds() {
         for (program, figures) in &mut all {
-            let first_answer = figures::first_answer(program, &redis);
+            let first_answer = start::first_answer(*program, &redis);
             // The first start reads the program from disk.
             if start > 0 {
                 figures.first_answers.push(first_answer);
@@ -59,43 +75,42 @@ fn main() {
         }
     }
     for (program, figures) in &mut all {
-        println!("{program}: views that overlap, bytes in Redis");
+        println!("{program}: requests that overlap, commands executed, bytes in Redis");
         if program.has_sessions() {
             let server = program.start(&redis);
-            figures.overlapping = Some(figures::overlapping(&server));
+            figures.counted = Some(overlapping::kept("/", &[&server]));
         }
         if program.uses_redis() {
             let server = program.start(&redis);
-            figures.bytes = Some(figures::bytes(&server, &redis));
-            figures.visit = Some(figures::visit(&server, &redis));
+            figures.bytes = Some(size::in_redis(*program, &server, &redis));
+            figures.visit = Some(billing::visit(&server, &redis));
         }
     }
+    drive_in_turn(&mut all, &redis);
+    for (program, figures) in all.iter_mut().filter(|(program, _)| program.uses_redis()) {
+        println!("{program}: a round trip of 5 ms to Redis");
+        figures.latency = Some(distance::latency(*program, &redis, 2 * ROUND));
+    }
+    report::report(&all);
+}
 
-    let servers: Vec<_> = all.iter().map(|(program, _)| program.start(&redis)).collect();
-    let cookies: Vec<_> = servers.iter().map(|server| figures::sessions(server, SESSIONS)).collect();
-    for round in 1..=ROUNDS {
-        for connections in CONNECTIONS {
+/// Loads the programs in turn, as often as there are rounds.
+fn drive_in_turn(all: &mut [(Program, Figures)], redis: &Redis) {
+    let servers: Vec<_> = all.iter().map(|(program, _)| program.start(redis)).collect();
+    let cookies: Vec<_> = servers.iter().map(|server| load::visitors(server, VISITORS)).collect();
+    for round in 1..=rounds() {
+        for load in CONNECTIONS.map(Load::Connections) {
             for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies)) {
-                let drive = figures::drive(server, &redis, cookies, connections, ROUND);
-                println!(
-                    "round {round} of {ROUNDS}, {connections} connections, {program}: {:.0} views/s",
-                    drive.views_per_second
-                );
-                figures.drives.entry(connections).or_default().push(drive);
-                if connections == MAIN {
+                let drive = load::drive(server, redis, cookies, load, ROUND);
+                println!("round {round} of {}, {load:?}, {program}: {:.0} views/s", rounds(), drive.views_per_second);
+                figures.drives.add(load, drive);
+                if load == MAIN {
                     figures.memory = figures.memory.max(server.memory());
                 }
             }
         }
     }
     for ((_, figures), server) in all.iter_mut().zip(&servers) {
-        figures.memory_connected = figures::memory_connected(server);
+        figures.memory_connected = size::with_connections(server);
     }
-    drop(servers);
-
-    for (program, figures) in all.iter_mut().filter(|(program, _)| program.uses_redis()) {
-        println!("{program}: a round trip of 5 ms to Redis");
-        figures.far = Some(figures::far(program, &redis, 2 * ROUND));
-    }
-    report::report(&all);
 }

@@ -1,13 +1,12 @@
 //! Load as visitors bring it: requests at random times, whether or not earlier ones are answered (an open loop).
 
 use std::{
-    net::TcpStream,
     sync::{Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::figures::view;
+use crate::client::Connection;
 
 /// More than ever wait at a time.
 const CLIENTS: usize = 64;
@@ -27,13 +26,12 @@ pub fn run(port: u16, cookies: &[String], rate: f64, time: Duration) -> Took {
         for client in 0..CLIENTS {
             let (clients, took) = (&clients, &took);
             let cookie = &cookies[client % cookies.len()];
-            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            stream.set_nodelay(true).unwrap();
+            let mut connection = Connection::to(port);
             scope.spawn(move || {
                 loop {
                     let next = clients.lock().unwrap().recv();
                     let Ok(due) = next else { break };
-                    view(&mut stream, "/", Some(cookie)).expect("a page");
+                    connection.get("/", Some(cookie)).expect("a page");
                     took.lock().unwrap().push(due.elapsed().as_secs_f64());
                 }
             });

@@ -1,7 +1,7 @@
 //! Prints the report and writes it into docs/benchmark.md, and a summary into the README; draws the chart.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,9 +9,14 @@ use std::{
 use plotters::prelude::*;
 
 use crate::{
-    CONNECTIONS, MAIN, ROUND, ROUNDS, SESSIONS,
-    figures::{Drive, Figures, OVERLAPPING, RATES, VISIT, median},
+    CONNECTIONS, ROUND, VISITORS,
+    billing::VISIT,
+    distance::{IN_FLIGHT, RATES},
+    figures::{Figures, median},
+    load::{Drive, Load, MAIN},
+    overlapping::OVERLAPPING,
     programs::Program,
+    rounds,
 };
 
 /// The report replaces the text between these lines of a file.
@@ -29,8 +34,9 @@ struct Row {
 }
 
 impl Row {
-    fn new(all: &All, name: &str, show: fn(f64) -> String, value: impl Fn(&Figures) -> Option<f64>) -> Self {
-        Self { name: name.to_owned(), values: all.iter().map(|(_, figures)| value(figures)).collect(), show }
+    fn new(all: &All, name: &str, show: fn(f64) -> String, value: impl Fn(Program, &Figures) -> Option<f64>) -> Self {
+        let values = all.iter().map(|(program, figures)| value(*program, figures)).collect();
+        Self { name: name.to_owned(), values, show }
     }
 
     /// The figure of the program at this index.
@@ -74,7 +80,7 @@ fn table(all: &All, rows: &[Row]) -> String {
 
 /// The README's table: a few figures of the programs that have sessions.
 fn summary(all: &All) -> String {
-    let rows = [overlapping(all), views_per_second(all), memory(all), first_answer(all)];
+    let rows = [counted(all), views_per_second(all, MAIN), memory(all), first_answer(all)];
     let programs: Vec<_> = (0..all.len()).filter(|&program| all[program].0.uses_redis()).collect();
     markdown(all, &rows, &programs, Row::cell)
 }
@@ -91,8 +97,13 @@ fn markdown(all: &All, rows: &[Row], programs: &[usize], cell: impl Fn(&Row, usi
     table
 }
 
-fn number_of(connections: usize) -> String {
-    format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connections(1) => f.write_str("1 connection"),
+            Self::Connections(connections) => write!(f, "{connections} connections"),
+        }
+    }
 }
 
 fn micros(seconds: f64) -> String {
@@ -119,66 +130,62 @@ fn round_trips(round_trips: f64) -> String {
     format!("{round_trips:.2} round trips")
 }
 
-fn views_per_second(all: &All) -> Row {
-    views_per_second_of(all, MAIN)
+fn views_per_second(all: &All, load: Load) -> Row {
+    Row::new(all, &format!("views/s, {load}"), whole, |_, f| f.drives.median(load, |drive| drive.views_per_second))
 }
 
-fn views_per_second_of(all: &All, connections: usize) -> Row {
-    let name = format!("views/s, {}", number_of(connections));
-    Row::new(all, &name, whole, |f| Some(f.median(connections, |drive| drive.views_per_second)))
+fn cpu(all: &All, load: Load) -> Row {
+    Row::new(all, &format!("CPU per view, {load}"), micros, |_, f| f.drives.median(load, |drive| drive.cpu))
+}
+
+/// A figure of Redis under load, for the programs that use it.
+fn redis(all: &All, name: &str, load: Load, show: fn(f64) -> String, value: fn(&Drive) -> f64) -> Row {
+    Row::new(all, &format!("{name}, {load}"), show, |program, figures| {
+        program.uses_redis().then(|| figures.drives.median(load, value))?
+    })
+}
+
+fn executed(all: &All, load: Load) -> Row {
+    redis(all, "commands executed per view", load, commands, |drive| drive.executed)
 }
 
 fn first_answer(all: &All) -> Row {
-    Row::new(all, "first answer after start", millis, |f| Some(median(f.first_answers.iter().copied())))
+    Row::new(all, "first answer after start", millis, |_, f| Some(median(f.first_answers.iter().copied())))
 }
 
 fn memory(all: &All) -> Row {
-    Row::new(all, "memory after the load", megabytes, |f| Some(f.memory))
+    Row::new(all, "memory after the load", megabytes, |_, f| Some(f.memory))
 }
 
-fn overlapping(all: &All) -> Row {
+fn counted(all: &All) -> Row {
     let name = format!("counted of {OVERLAPPING} overlapping views");
-    Row::new(all, &name, whole, |f| f.overlapping.map(|counted| counted as f64))
+    Row::new(all, &name, whole, |_, f| f.counted.map(|counted| counted as f64))
 }
 
-/// All rows of the full table. The bars show the first four.
+/// All rows of the full table.
 fn rows(all: &All) -> Vec<Row> {
-    let row = |name: &str, show, value: &dyn Fn(&Figures) -> Option<f64>| Row::new(all, name, show, value);
-    // Figures of Redis, for the programs that use it.
-    let redis =
-        |name: &str, show, value: &dyn Fn(&Figures) -> f64| Row::new(all, name, show, |f| f.visit.map(|_| value(f)));
-    let mut rows = vec![
-        views_per_second(all),
-        row(&format!("CPU per view, {MAIN} connections"), micros, &|f| Some(f.median(MAIN, |drive| drive.cpu))),
-        redis(&format!("commands executed per view, {MAIN} connections"), commands, &|f| {
-            f.median(MAIN, |drive| drive.executed)
-        }),
-        first_answer(all),
-    ];
-    rows.extend(CONNECTIONS.iter().filter(|&&n| n != MAIN).map(|&n| views_per_second_of(all, n)));
-    rows.push(row("CPU per view, 900 connections", micros, &|f| Some(f.median(900, |drive| drive.cpu))));
-    rows.extend(CONNECTIONS.iter().filter(|&&n| n != MAIN).map(|&n| {
-        let name = format!("commands executed per view, {}", number_of(n));
-        redis(&name, commands, &|f| f.median(n, |drive| drive.executed))
-    }));
+    let row = |name: &str, show, value: &dyn Fn(&Figures) -> Option<f64>| {
+        Row::new(all, name, show, |_, figures| value(figures))
+    };
+    let others = || CONNECTIONS.map(Load::Connections).into_iter().filter(|load| *load != MAIN);
+    let mut rows = vec![views_per_second(all, MAIN), cpu(all, MAIN), executed(all, MAIN), first_answer(all)];
+    rows.extend(others().map(|load| views_per_second(all, load)));
+    rows.push(cpu(all, Load::Connections(900)));
+    rows.extend(others().map(|load| executed(all, load)));
     rows.extend([
         row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| f.visit),
-        redis(&format!("commands sent per view, {MAIN} connections"), |sent| format!("{sent:.3}"), &|f| {
-            f.median(MAIN, |drive| drive.sent)
-        }),
-        redis(&format!("Redis's CPU per view, {MAIN} connections"), micros, &|f| {
-            f.median(MAIN, |drive| drive.redis_cpu)
-        }),
+        redis(all, "commands sent per view", MAIN, |sent| format!("{sent:.3}"), |drive| drive.sent),
+        redis(all, "Redis's CPU per view", MAIN, micros, |drive| drive.redis_cpu),
         memory(all),
         row("memory with 1000 connections", megabytes, &|f| Some(f.memory_connected)),
-        overlapping(all),
-        row("median response time at rest, Redis 5 ms away", round_trips, &|f| Some(f.far.as_ref()?.at_rest)),
-        row(&format!("the same, {MAIN} views in flight"), round_trips, &|f| Some(f.far.as_ref()?.in_flight)),
+        counted(all),
+        row("median response time when idle, Redis 5 ms away", round_trips, &|f| Some(f.latency.as_ref()?.idle)),
+        row(&format!("the same, {IN_FLIGHT} views in flight"), round_trips, &|f| Some(f.latency.as_ref()?.in_flight)),
     ]);
     for (n, rate) in RATES.iter().enumerate() {
         let name = format!("the same, {rate} requests a second at random times");
-        rows.push(row(&name, round_trips, &|f| Some(f.far.as_ref()?.open_loop[n].median)));
-        rows.push(row("the 99th percentile of these", round_trips, &|f| Some(f.far.as_ref()?.open_loop[n].p99)));
+        rows.push(row(&name, round_trips, &|f| Some(f.latency.as_ref()?.open_loop[n].median)));
+        rows.push(row("the 99th percentile of these", round_trips, &|f| Some(f.latency.as_ref()?.open_loop[n].p99)));
     }
     rows.push(row("bytes in Redis per session, after one view", whole, &|f| f.bytes.map(|[one, _]| one)));
     rows.push(row("the same, after one view of each page", whole, &|f| f.bytes.map(|[_, three]| three)));
@@ -199,12 +206,12 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     const LIMIT: f64 = 10_000.0;
     const MILLION: f64 = 1e6;
     /// CPU, Redis's CPU, and commands executed per view.
-    fn of(figures: &Figures, connections: usize) -> (f64, f64, f64) {
-        let median = |figure: fn(&Drive) -> f64| figures.median(connections, figure);
+    fn of(figures: &Figures, load: Load) -> (f64, f64, f64) {
+        let median = |figure: fn(&Drive) -> f64| figures.drives.median(load, figure).unwrap();
         (median(|drive| drive.cpu), median(|drive| drive.redis_cpu), median(|drive| drive.executed))
     }
     let load = |figures: &Figures| of(figures, MAIN);
-    let rest = |figures: &Figures| of(figures, 1);
+    let rest = |figures: &Figures| of(figures, Load::Connections(1));
     let both =
         |name: &str, show: &dyn Fn(&Figures) -> String| format!("| {name} | {} | {} |\n", show(ours), show(express));
     let money = |commands: f64| {
@@ -261,12 +268,13 @@ fn machine() -> String {
     let redis = redis.split(' ').nth(2).unwrap_or_default().to_owned();
     format!(
         "{cores} cores of {}, shared by Redis, wrk and the program; Linux {}, Redis {}, Node {}. Under \
-         load: {SESSIONS} sessions, the median of {ROUNDS} rounds of \
+         load: {VISITORS} sessions, the median of {} rounds of \
          {ROUND:?}. In parentheses: our figure divided by this one.\n",
         model.unwrap_or("an unknown processor"),
         said("uname", "-r"),
         redis.trim_start_matches("v="),
         said("node", "--version"),
+        rounds(),
     )
 }
 
@@ -309,7 +317,9 @@ fn lines(all: &All, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     area.fill(&WHITE)?;
     let text = ("sans-serif", 14).into_font().color(&RGBColor(38, 50, 56));
     area.draw(&Text::new("views/s over connections", (12, 10), text.clone()))?;
-    let speed = |program: usize, n: usize| all[program].1.median(CONNECTIONS[n], |drive| drive.views_per_second);
+    let speed = |program: usize, n: usize| {
+        all[program].1.drives.median(Load::Connections(CONNECTIONS[n]), |drive| drive.views_per_second).unwrap()
+    };
     let programs = 0..all.len();
     let fastest = programs.clone().flat_map(|program| (0..CONNECTIONS.len()).map(move |n| speed(program, n)));
     let fastest = fastest.fold(0.0, f64::max);
