@@ -6,10 +6,11 @@
 //! Needs redis-server, redis-cli, wrk, and Node with npm.
 //!
 //! [`figures`] holds what is measured. These modules measure it: [`start`], [`overlapping`], [`billing`], [`size`],
-//! [`load`] and [`distance`]. They stand on [`programs`], [`redis`], [`client`], [`wrk`], [`open_loop`] and [`proxy`].
+//! [`load`] and [`distance`]. They stand on [`programs`], [`builds`], [`redis`], [`client`], [`wrk`], [`open_loop`] and [`proxy`].
 //! [`report`] writes it all down.
 
 mod billing;
+mod builds;
 mod client;
 mod distance;
 mod figures;
@@ -60,7 +61,11 @@ fn main() {
     {
         return peers::serve(program);
     }
-    programs::prepare();
+    if !builds::is_plain() {
+        return builds::run_plain();
+    }
+    builds::build_image();
+    programs::install_express();
     let redis = Redis::start("redis-server");
     let mut all: Vec<_> = Program::ALL.map(|program| (program, Figures::default())).into();
 

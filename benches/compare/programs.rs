@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    builds,
     client::Connection,
     process::{PATIENCE, Process, free_port},
     redis::Redis,
@@ -17,6 +18,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     Service,
+    /// The service as its image has it.
+    Image,
     Embedded,
     TowerSessions,
     TowerSessionsTuned,
@@ -26,8 +29,9 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Service,
+        Self::Image,
         Self::Embedded,
         Self::TowerSessions,
         Self::TowerSessionsTuned,
@@ -64,7 +68,8 @@ impl Program {
     /// Starts the program without waiting.
     pub fn launch(self, redis: &str) -> Server {
         let command = match self {
-            Self::Service | Self::Embedded => Command::new(env!("CARGO_BIN_EXE_cloud-run-sessions")),
+            Self::Service | Self::Embedded => Command::new(builds::service()),
+            Self::Image => Command::new(builds::image()),
             Self::TowerSessions => served_here("tower-sessions"),
             Self::TowerSessionsTuned => served_here("tower-sessions-tuned"),
             Self::AxumAlone => served_here("axum"),
@@ -92,6 +97,7 @@ impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Service => "cloud-run-sessions",
+            Self::Image => "cloud-run-sessions, image with profile",
             Self::Embedded => "embedded store",
             Self::TowerSessions => "tower-sessions",
             Self::TowerSessionsTuned => "tower-sessions, tuned",
@@ -114,15 +120,8 @@ fn express() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/express")
 }
 
-/// Builds the service as its image has it, and installs the dependencies of the Express app.
-pub fn prepare() {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let dockerfile = fs::read_to_string(format!("{root}/Dockerfile")).unwrap();
-    let build = dockerfile.split_once("&& cargo rustc").and_then(|(_, build)| build.split_once("&&"));
-    let build = format!("cargo rustc{}", build.expect("the Dockerfile's build").0.replace("\\\n", ""));
-    println!("{build}");
-    let status = Command::new("sh").args(["-c", &build]).current_dir(root).status();
-    assert!(status.unwrap().success(), "the build failed");
+/// Installs the dependencies of the Express app.
+pub fn install_express() {
     println!("npm ci, in benches/express");
     let status = Command::new("npm").args(["ci", "--silent"]).current_dir(express()).status();
     assert!(status.expect("npm").success(), "npm ci failed");
