@@ -1,16 +1,77 @@
 //! The commands that Redis executes for views in sequence, which is what serverless Redis bills.
 
-use crate::{client::Visitor, programs::Server, redis::Redis};
+use std::fmt;
+
+use crate::{
+    client::{Connection, Visitor},
+    programs::{Program, Server},
+    redis::Redis,
+};
 
 /// Views of one page per visit.
 pub const VISIT: usize = 5;
 
-/// Counts the commands that Redis executes for a new visitor's visit. The program is already warm.
-pub fn visit(server: &Server, redis: &Redis) -> f64 {
-    let (mut connection, mut visitor) = (server.connect(), Visitor::default());
-    redis.statistics();
-    for _ in 0..VISIT {
+/// Views by which a pattern is measured: more than an instance may need to adapt to it.
+const VIEWS: usize = 20;
+
+/// What each view of one kind executed.
+pub struct Executed(Vec<f64>);
+
+impl Executed {
+    pub fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+}
+
+/// One number, or the least and the most.
+impl fmt::Display for Executed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = self.0.iter().copied().fold(0.0, f64::max);
+        if least < most { write!(f, "{least} to {most}") } else { write!(f, "{least}") }
+    }
+}
+
+/// What views execute on instances that have served others before.
+pub struct Billing {
+    /// All views of a visit.
+    pub visit: f64,
+    /// A returning visitor, whose views go in turn to two instances.
+    pub in_turns: Executed,
+}
+
+/// Counts what views execute on two new instances of this program.
+pub fn measure(program: Program, redis: &Redis) -> Billing {
+    let instances = [program.start(redis), program.start(redis)];
+    let [first, second] = &mut instances.each_ref().map(warm);
+    let executed = |connection: &mut Connection, visitor: &mut Visitor, path: &str| {
+        redis.statistics();
+        visitor.view(connection, path);
+        redis.statistics().executed
+    };
+
+    let mut visitor = Visitor::default();
+    let visit = (0..VISIT).map(|_| executed(first, &mut visitor, "/")).sum();
+
+    let mut visitor = Visitor::default();
+    for connection in [&mut *first, &mut *second] {
+        visitor.view(connection, "/");
+        visitor.view(connection, "/");
+    }
+    let in_turns = (0..VIEWS).map(|view| {
+        let connection = if view % 2 == 0 { &mut *first } else { &mut *second };
+        executed(connection, &mut visitor, "/")
+    });
+    let in_turns = Executed(in_turns.collect());
+
+    Billing { visit, in_turns }
+}
+
+/// Connects to an instance, and makes it do what it does once: connecting to Redis, and storing its scripts there.
+fn warm(instance: &Server) -> Connection {
+    let (mut connection, mut visitor) = (instance.connect(), Visitor::default());
+    for _ in 0..3 {
         visitor.view(&mut connection, "/");
     }
-    redis.statistics().executed
+    connection
 }

@@ -1,6 +1,6 @@
 //! What is measured of each program.
 
-use crate::{distance::Latency, load::Drives};
+use crate::{billing::Billing, distance::Latency, load::Drives};
 
 /// The figures of one program: `None` where a figure does not apply.
 #[derive(Default)]
@@ -11,8 +11,8 @@ pub struct Figures {
     pub counted: Option<u64>,
     /// Bytes in Redis per session after one view, and after one view of each page.
     pub bytes: Option<[f64; 2]>,
-    /// Commands that Redis executes for a visit.
-    pub visit: Option<f64>,
+    /// Commands that Redis executes for views in sequence.
+    pub billing: Option<Billing>,
     /// The rounds of load.
     pub drives: Drives,
     /// Resident bytes, the most after any round of the main load. Rounds with up to 900 connections lie between them.

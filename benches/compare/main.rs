@@ -88,7 +88,7 @@ fn main() {
         if program.uses_redis() {
             let server = program.start(&redis);
             figures.bytes = Some(size::in_redis(*program, &server, &redis));
-            figures.visit = Some(billing::visit(&server, &redis));
+            figures.billing = Some(billing::measure(*program, &redis));
         }
     }
     drive_in_turn(&mut all, &redis);

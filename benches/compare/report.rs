@@ -173,7 +173,10 @@ fn rows(all: &All) -> Vec<Row> {
     rows.push(cpu(all, Load::Connections(900)));
     rows.extend(others().map(|load| executed(all, load)));
     rows.extend([
-        row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| f.visit),
+        row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| Some(f.billing.as_ref()?.visit)),
+        row("commands executed per view, in turns on two instances", commands, &|f| {
+            Some(f.billing.as_ref()?.in_turns.mean())
+        }),
         redis(all, "commands sent per view", MAIN, |sent| format!("{sent:.3}"), |drive| drive.sent),
         redis(all, "Redis's CPU per view", MAIN, micros, |drive| drive.redis_cpu),
         memory(all),
