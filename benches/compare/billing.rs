@@ -38,6 +38,8 @@ pub struct Billing {
     pub visit: f64,
     /// A returning visitor, whose views go in turn to two instances.
     pub in_turns: Executed,
+    /// A page that also reads a value of its own from the session.
+    pub own_data: Option<Executed>,
 }
 
 /// Counts what views execute on two new instances of this program.
@@ -64,7 +66,15 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
     });
     let in_turns = Executed(in_turns.collect());
 
-    Billing { visit, in_turns }
+    let own_data = program.start_with_own_pages(redis).map(|instance| {
+        let (mut connection, mut visitor) = (warm(&instance), Visitor::default());
+        for path in ["/change", "/read", "/read"] {
+            visitor.view(&mut connection, path);
+        }
+        Executed((0..VIEWS).map(|_| executed(&mut connection, &mut visitor, "/read")).collect())
+    });
+
+    Billing { visit, in_turns, own_data }
 }
 
 /// Connects to an instance, and makes it do what it does once: connecting to Redis, and storing its scripts there.

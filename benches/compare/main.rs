@@ -17,6 +17,7 @@ mod figures;
 mod load;
 mod open_loop;
 mod overlapping;
+mod own_pages;
 mod peers;
 mod process;
 mod programs;
@@ -59,7 +60,10 @@ fn main() {
     if let [serve, program] = &arguments[..]
         && serve == "serve"
     {
-        return peers::serve(program);
+        return match program.as_str() {
+            "own-pages" => own_pages::serve(),
+            peer => peers::serve(peer),
+        };
     }
     if !builds::is_plain() {
         return builds::run_plain();

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, env};
 
-use axum::{Router, extract::Request, routing::get};
+use axum::{Router, http::Uri, routing::get};
 use fred::prelude::{Builder, ClientLike, Config};
 use tokio::{net::TcpListener, runtime};
 use tower_sessions::{Session, SessionManagerLayer};
@@ -41,15 +41,37 @@ async fn tower_sessions(connections: usize) -> Router {
     let redis = redis.build_pool(connections).unwrap();
     redis.init().await.unwrap();
     let sessions = SessionManagerLayer::new(RedisStore::new(redis)).with_secure(false);
-    let page = get(async |session: Session, request: Request| {
-        let path = request.uri().path().to_owned();
-        let views = session.get::<HashMap<String, u64>>("views").await.unwrap();
-        let mut views = views.unwrap_or_default();
-        let count = views.entry(path).or_default();
-        *count += 1;
-        let sentence = format!("you viewed this page {count} times");
-        session.insert("views", views).await.unwrap();
-        sentence
+    let page = get(async |session: Session, uri: Uri| {
+        let count = count(&session, uri.path()).await;
+        format!("you viewed this page {count} times")
     });
-    Router::new().route("/", page.clone()).route("/foo", page.clone()).route("/bar", page).layer(sessions)
+    let read = get(async |session: Session, uri: Uri| {
+        let count = count(&session, uri.path()).await;
+        let number = session.get::<u64>("number").await.unwrap().unwrap_or_default();
+        format!("you changed the number {number} times and viewed this page {count} times")
+    });
+    let change = get(async |session: Session, uri: Uri| {
+        count(&session, uri.path()).await;
+        let number = session.get::<u64>("number").await.unwrap().unwrap_or_default() + 1;
+        session.insert("number", number).await.unwrap();
+        format!("you changed the number {number} times")
+    });
+    Router::new()
+        .route("/", page.clone())
+        .route("/foo", page.clone())
+        .route("/bar", page)
+        .route("/read", read)
+        .route("/change", change)
+        .layer(sessions)
+}
+
+/// Counts a view of this path.
+async fn count(session: &Session, path: &str) -> u64 {
+    let views = session.get::<HashMap<String, u64>>("views").await.unwrap();
+    let mut views = views.unwrap_or_default();
+    let count = views.entry(path.to_owned()).or_default();
+    *count += 1;
+    let count = *count;
+    session.insert("views", views).await.unwrap();
+    count
 }

@@ -83,6 +83,19 @@ impl Program {
         self.run(command, redis)
     }
 
+    /// Starts the program with the pages of [`crate::own_pages`] and waits until it listens. The image does not have
+    /// them.
+    pub fn start_with_own_pages(self, redis: &Redis) -> Option<Server> {
+        let url = redis.url(self.database());
+        let server = match self {
+            Self::Service | Self::Embedded => self.run(served_here("own-pages"), &url),
+            Self::TowerSessions | Self::TowerSessionsTuned | Self::Express => self.launch(&url),
+            Self::Image | Self::AxumAlone | Self::AxumAloneTuned => return None,
+        };
+        server.wait();
+        Some(server)
+    }
+
     fn run(self, mut command: Command, redis: &str) -> Server {
         let port = free_port();
         command.env("PORT", port.to_string());

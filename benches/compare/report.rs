@@ -177,6 +177,9 @@ fn rows(all: &All) -> Vec<Row> {
         row("commands executed per view, in turns on two instances", commands, &|f| {
             Some(f.billing.as_ref()?.in_turns.mean())
         }),
+        row("commands executed per view, a page that reads its own data", commands, &|f| {
+            Some(f.billing.as_ref()?.own_data.as_ref()?.mean())
+        }),
         redis(all, "commands sent per view", MAIN, |sent| format!("{sent:.3}"), |drive| drive.sent),
         redis(all, "Redis's CPU per view", MAIN, micros, |drive| drive.redis_cpu),
         memory(all),

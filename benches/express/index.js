@@ -29,4 +29,14 @@ for (const path of ['/', '/foo', '/bar']) {
   })
 }
 
+// Pages that keep a number of their own in the session.
+app.get('/read', (req, res) => {
+  const { number, views } = req.session
+  res.send('you changed the number ' + (number || 0) + ' times and viewed this page ' + views['/read'] + ' times')
+})
+app.get('/change', (req, res) => {
+  req.session.number = (req.session.number || 0) + 1
+  res.send('you changed the number ' + req.session.number + ' times')
+})
+
 app.listen(process.env.PORT)
