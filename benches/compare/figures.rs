@@ -9,6 +9,8 @@ pub struct Figures {
     pub first_answers: Vec<f64>,
     /// How many of the overlapping views of one visitor were counted.
     pub counted: Option<u64>,
+    /// How many of the overlapping changes of a number in the session were kept.
+    pub changes_kept: Option<u64>,
     /// Bytes in Redis per session after one view, and after one view of each page.
     pub bytes: Option<[f64; 2]>,
     /// Commands that Redis executes for views in sequence.

@@ -88,6 +88,7 @@ fn main() {
         if program.has_sessions() {
             let server = program.start(&redis);
             figures.counted = Some(overlapping::kept("/", &[&server]));
+            figures.changes_kept = changes_kept(*program, &redis);
         }
         if program.uses_redis() {
             let server = program.start(&redis);
@@ -101,6 +102,14 @@ fn main() {
         figures.latency = Some(distance::latency(*program, &redis, 2 * ROUND));
     }
     report::report(&all);
+}
+
+/// How many of the overlapping changes of a page's own number are kept over two instances. The embedded store has one.
+fn changes_kept(program: Program, redis: &Redis) -> Option<u64> {
+    let first = program.start_with_own_pages(redis)?;
+    let second = if program.uses_redis() { program.start_with_own_pages(redis) } else { None };
+    let instances: Vec<_> = [Some(&first), second.as_ref()].into_iter().flatten().collect();
+    Some(overlapping::kept("/change", &instances))
 }
 
 /// Loads the programs in turn, as often as there are rounds.

@@ -80,7 +80,7 @@ fn table(all: &All, rows: &[Row]) -> String {
 
 /// The README's table: a few figures of the programs that have sessions.
 fn summary(all: &All) -> String {
-    let rows = [counted(all), views_per_second(all, MAIN), memory(all), first_answer(all)];
+    let rows = [counted(all), changes_kept(all), views_per_second(all, MAIN), memory(all), first_answer(all)];
     let programs: Vec<_> = (0..all.len()).filter(|&program| all[program].0.uses_redis()).collect();
     markdown(all, &rows, &programs, Row::cell)
 }
@@ -162,6 +162,11 @@ fn counted(all: &All) -> Row {
     Row::new(all, &name, whole, |_, f| f.counted.map(|counted| counted as f64))
 }
 
+fn changes_kept(all: &All) -> Row {
+    let name = format!("kept of {OVERLAPPING} overlapping changes of a page's own value");
+    Row::new(all, &name, whole, |_, f| f.changes_kept.map(|kept| kept as f64))
+}
+
 /// All rows of the full table.
 fn rows(all: &All) -> Vec<Row> {
     let row = |name: &str, show, value: &dyn Fn(&Figures) -> Option<f64>| {
@@ -185,6 +190,7 @@ fn rows(all: &All) -> Vec<Row> {
         memory(all),
         row("memory with 1000 connections", megabytes, &|f| Some(f.memory_connected)),
         counted(all),
+        changes_kept(all),
         row("median response time when idle, Redis 5 ms away", round_trips, &|f| Some(f.latency.as_ref()?.idle)),
         row(&format!("the same, {IN_FLIGHT} views in flight"), round_trips, &|f| Some(f.latency.as_ref()?.in_flight)),
     ]);
