@@ -39,7 +39,7 @@ pub struct Latency {
 pub fn latency(program: Program, redis: &Redis, time: Duration) -> Latency {
     let proxy = Proxy::start(redis.port, ROUND_TRIP);
     let server = program.start_at(&format!("redis://127.0.0.1:{}/{}", proxy.port, program.database()));
-    let cookies = load::visitors(&server, 64);
+    let cookies = load::new_visitors(&server, 64, None);
     let round_trip = round_trip(&proxy);
     let closed_loop = |connections| {
         let done = wrk::run(server.port, &cookies, connections, time);

@@ -2,7 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{client::Visitor, figures::median, programs::Server, redis::Redis, wrk};
+use crate::{
+    client::Visitor,
+    figures::median,
+    programs::{Program, Server},
+    redis::Redis,
+    wrk,
+};
+
+/// Connections under load, each with one view in flight.
+pub const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 900];
 
 /// The load that most figures are of.
 pub const MAIN: Load = Load::Connections(64);
@@ -12,6 +21,22 @@ pub const MAIN: Load = Load::Connections(64);
 pub enum Load {
     /// This many connections, each with one view in flight.
     Connections(usize),
+    /// As [`MAIN`], by visitors whose sessions hold 4 kB of a page's own data.
+    OwnData,
+}
+
+impl Load {
+    /// Every load, in the order of a round.
+    pub fn all() -> impl Iterator<Item = Self> {
+        CONNECTIONS.into_iter().map(Self::Connections).chain([Self::OwnData])
+    }
+
+    fn connections(self) -> usize {
+        match self {
+            Self::Connections(connections) => connections,
+            Self::OwnData => MAIN.connections(),
+        }
+    }
 }
 
 /// One round of load.
@@ -25,6 +50,10 @@ pub struct Drive {
     pub sent: f64,
     /// Commands that Redis executes per view, including those inside scripts.
     pub executed: f64,
+    /// Bytes that Redis receives per view.
+    pub received: f64,
+    /// Bytes that Redis replies with per view.
+    pub replied: f64,
 }
 
 /// The rounds of each load of one program.
@@ -42,30 +71,60 @@ impl Drives {
     }
 }
 
-/// One round of load.
-pub fn drive(server: &Server, redis: &Redis, cookies: &[String], load: Load, time: Duration) -> Drive {
-    let Load::Connections(connections) = load;
-    redis.statistics();
-    let (cpu, redis_cpu) = (server.cpu(), redis.cpu());
-    let done = wrk::run(server.port, cookies, connections, time);
-    let (cpu, redis_cpu) = (server.cpu() - cpu, redis.cpu() - redis_cpu);
-    let statistics = redis.statistics();
-    Drive {
-        views_per_second: done.views_per_second,
-        cpu: cpu / done.views,
-        redis_cpu: redis_cpu / done.views,
-        sent: statistics.sent / done.views,
-        executed: statistics.executed / done.views,
+/// A program under load, and the visitors who view its pages.
+pub struct Loaded {
+    pub server: Server,
+    /// The visitors' cookies. Programs without sessions get a dummy.
+    cookies: Vec<String>,
+    /// The cookies of visitors whose sessions hold 4 kB of a page's own data, if sessions are in Redis.
+    with_own_data: Option<Vec<String>>,
+}
+
+impl Loaded {
+    /// Starts the program for this many visitors, who make two views each.
+    pub fn start(program: Program, redis: &Redis, visitors: usize) -> Self {
+        let server = program.start(redis);
+        let cookies = new_visitors(&server, visitors, None);
+        let with_own_data = program.uses_redis().then(|| {
+            // The image has no page that keeps data, but finds it in the sessions.
+            let filler = if program == Program::Image { Program::Service } else { program };
+            let filler = filler.start_with_own_pages_at(&redis.url(program.database()));
+            new_visitors(&filler.expect("pages"), visitors, Some("/fill"))
+        });
+        Self { server, cookies, with_own_data }
+    }
+
+    /// One round of load, if the program can have it.
+    pub fn drive(&self, redis: &Redis, load: Load, time: Duration) -> Option<Drive> {
+        let cookies = match load {
+            Load::Connections(_) => &self.cookies,
+            Load::OwnData => self.with_own_data.as_ref()?,
+        };
+        redis.statistics();
+        let (cpu, redis_cpu) = (self.server.cpu(), redis.cpu());
+        let done = wrk::run(self.server.port, cookies, load.connections(), time);
+        let (cpu, redis_cpu) = (self.server.cpu() - cpu, redis.cpu() - redis_cpu);
+        let statistics = redis.statistics();
+        Some(Drive {
+            views_per_second: done.views_per_second,
+            cpu: cpu / done.views,
+            redis_cpu: redis_cpu / done.views,
+            sent: statistics.sent / done.views,
+            executed: statistics.executed / done.views,
+            received: statistics.received / done.views,
+            replied: statistics.replied / done.views,
+        })
     }
 }
 
-/// The cookies of new visitors after two views each. Programs without sessions get a dummy cookie.
-pub fn visitors(server: &Server, visitors: usize) -> Vec<String> {
+/// The cookies of new visitors after two views each, and one of the page that fills the session.
+pub fn new_visitors(server: &Server, visitors: usize, fill: Option<&str>) -> Vec<String> {
     let mut connection = server.connect();
     let cookies = (0..visitors).map(|_| {
         let mut visitor = Visitor::default();
-        visitor.view(&mut connection, "/");
-        visitor.view(&mut connection, "/");
+        for path in ["/", "/"].into_iter().chain(fill) {
+            visitor.view(&mut connection, path);
+        }
         visitor.cookie.unwrap_or_else(|| "id=none".to_owned())
     });
     cookies.collect()

@@ -31,7 +31,7 @@ mod wrk;
 use std::{env, time::Duration};
 
 use figures::Figures;
-use load::{Load, MAIN};
+use load::{Load, Loaded, MAIN};
 use programs::Program;
 use redis::Redis;
 
@@ -40,9 +40,6 @@ const ROUNDS: usize = 5;
 
 /// Starts per round. The report shows the median of the first answers.
 const STARTS: usize = 4;
-
-/// Connections under load, each with one view in flight.
-const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 900];
 
 /// Visitors under load. They have made two views before.
 const VISITORS: usize = 200;
@@ -114,21 +111,20 @@ fn changes_kept(program: Program, redis: &Redis) -> Option<u64> {
 
 /// Loads the programs in turn, as often as there are rounds.
 fn drive_in_turn(all: &mut [(Program, Figures)], redis: &Redis) {
-    let servers: Vec<_> = all.iter().map(|(program, _)| program.start(redis)).collect();
-    let cookies: Vec<_> = servers.iter().map(|server| load::visitors(server, VISITORS)).collect();
+    let loaded: Vec<_> = all.iter().map(|(program, _)| Loaded::start(*program, redis, VISITORS)).collect();
     for round in 1..=rounds() {
-        for load in CONNECTIONS.map(Load::Connections) {
-            for ((program, figures), (server, cookies)) in all.iter_mut().zip(servers.iter().zip(&cookies)) {
-                let drive = load::drive(server, redis, cookies, load, ROUND);
-                println!("round {round} of {}, {load:?}, {program}: {:.0} views/s", rounds(), drive.views_per_second);
+        for load in Load::all() {
+            for ((program, figures), loaded) in all.iter_mut().zip(&loaded) {
+                let Some(drive) = loaded.drive(redis, load, ROUND) else { continue };
+                println!("round {round} of {}, {load}, {program}: {:.0} views/s", rounds(), drive.views_per_second);
                 figures.drives.add(load, drive);
                 if load == MAIN {
-                    figures.memory = figures.memory.max(server.memory());
+                    figures.memory = figures.memory.max(loaded.server.memory());
                 }
             }
         }
     }
-    for ((_, figures), server) in all.iter_mut().zip(&servers) {
+    for ((_, figures), Loaded { server, .. }) in all.iter_mut().zip(&loaded) {
         figures.memory_connected = size::with_connections(server);
     }
 }

@@ -16,6 +16,9 @@ use cloud_run_sessions::{
 use tokio::{net::TcpListener, runtime};
 use tower_sessions::Session;
 
+/// Bytes of own data that a page keeps in the session.
+pub const OWN_DATA: usize = 4000;
+
 /// The session's key of a number that [`read`] shows and [`change`] raises.
 const NUMBER: &str = "number";
 
@@ -27,7 +30,8 @@ pub fn serve() {
         store.connected().await.unwrap();
         let routes = app::router(&store, &config)
             .route("/read", counted(get(read), &store, &config))
-            .route("/change", counted(get(change), &store, &config));
+            .route("/change", counted(get(change), &store, &config))
+            .route("/fill", counted(get(fill), &store, &config));
         let listener = TcpListener::bind(("127.0.0.1", config.port)).await.unwrap();
         server::serve(listener, app::service(routes), std::future::pending()).await;
     });
@@ -50,4 +54,10 @@ async fn add_one(session: &Session) -> Result<u64, Error> {
     let number = session.get(NUMBER).await?.unwrap_or(0) + 1;
     session.insert(NUMBER, number).await?;
     Ok(number)
+}
+
+/// Keeps [`OWN_DATA`] bytes in the session.
+async fn fill(session: Session) -> Result<&'static str, Error> {
+    session.insert("text", "x".repeat(OWN_DATA)).await?;
+    Ok("kept")
 }

@@ -10,6 +10,8 @@ use tokio::{net::TcpListener, runtime};
 use tower_sessions::{Session, SessionManagerLayer};
 use tower_sessions_redis_store::RedisStore;
 
+use crate::own_pages::OWN_DATA;
+
 /// Serves until the process is killed.
 pub fn serve(peer: &str) {
     let mut runtime = match peer.ends_with("-tuned") {
@@ -56,12 +58,18 @@ async fn tower_sessions(connections: usize) -> Router {
         session.insert("number", number).await.unwrap();
         format!("you changed the number {number} times")
     });
+    let fill = get(async |session: Session, uri: Uri| {
+        count(&session, uri.path()).await;
+        session.insert("text", "x".repeat(OWN_DATA)).await.unwrap();
+        "kept"
+    });
     Router::new()
         .route("/", page.clone())
         .route("/foo", page.clone())
         .route("/bar", page)
         .route("/read", read)
         .route("/change", change)
+        .route("/fill", fill)
         .layer(sessions)
 }
 

@@ -86,10 +86,14 @@ impl Program {
     /// Starts the program with the pages of [`crate::own_pages`] and waits until it listens. The image does not have
     /// them.
     pub fn start_with_own_pages(self, redis: &Redis) -> Option<Server> {
-        let url = redis.url(self.database());
+        self.start_with_own_pages_at(&redis.url(self.database()))
+    }
+
+    /// As [`Self::start_with_own_pages`], on the Redis at this URL.
+    pub fn start_with_own_pages_at(self, redis: &str) -> Option<Server> {
         let server = match self {
-            Self::Service | Self::Embedded => self.run(served_here("own-pages"), &url),
-            Self::TowerSessions | Self::TowerSessionsTuned | Self::Express => self.launch(&url),
+            Self::Service | Self::Embedded => self.run(served_here("own-pages"), redis),
+            Self::TowerSessions | Self::TowerSessionsTuned | Self::Express => self.launch(redis),
             Self::Image | Self::AxumAlone | Self::AxumAloneTuned => return None,
         };
         server.wait();

@@ -20,6 +20,10 @@ pub struct Statistics {
     pub sent: f64,
     /// Commands that were executed, which includes those inside scripts.
     pub executed: f64,
+    /// Bytes that the server received.
+    pub received: f64,
+    /// Bytes that the server replied with.
+    pub replied: f64,
 }
 
 impl Redis {
@@ -58,6 +62,7 @@ impl Redis {
 
     /// What the server did since the last call.
     pub fn statistics(&self) -> Statistics {
+        let traffic = self.cli(0, &["INFO", "stats"]);
         let commands = self.cli(0, &["INFO", "commandstats"]);
         self.cli(0, &["CONFIG", "RESETSTAT"]);
         let calls = commands.lines().filter_map(|line| {
@@ -79,6 +84,8 @@ impl Redis {
             executed,
             // For returning visitors, a program sends either only scripts or no scripts.
             sent: if scripts > 0.0 { scripts } else { executed },
+            received: field(&traffic, "total_net_input_bytes"),
+            replied: field(&traffic, "total_net_output_bytes"),
         }
     }
 }

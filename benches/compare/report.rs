@@ -9,11 +9,11 @@ use std::{
 use plotters::prelude::*;
 
 use crate::{
-    CONNECTIONS, ROUND, VISITORS,
+    ROUND, VISITORS,
     billing::VISIT,
     distance::{IN_FLIGHT, RATES},
     figures::{Figures, median},
-    load::{Drive, Load, MAIN},
+    load::{CONNECTIONS, Drive, Load, MAIN},
     overlapping::OVERLAPPING,
     programs::Program,
     rounds,
@@ -102,6 +102,7 @@ impl fmt::Display for Load {
         match self {
             Self::Connections(1) => f.write_str("1 connection"),
             Self::Connections(connections) => write!(f, "{connections} connections"),
+            Self::OwnData => write!(f, "{MAIN}, 4 kB of own data"),
         }
     }
 }
@@ -175,6 +176,7 @@ fn rows(all: &All) -> Vec<Row> {
     let others = || CONNECTIONS.map(Load::Connections).into_iter().filter(|load| *load != MAIN);
     let mut rows = vec![views_per_second(all, MAIN), cpu(all, MAIN), executed(all, MAIN), first_answer(all)];
     rows.extend(others().map(|load| views_per_second(all, load)));
+    rows.push(views_per_second(all, Load::OwnData));
     rows.push(cpu(all, Load::Connections(900)));
     rows.extend(others().map(|load| executed(all, load)));
     rows.extend([
@@ -187,6 +189,10 @@ fn rows(all: &All) -> Vec<Row> {
         }),
         redis(all, "commands sent per view", MAIN, |sent| format!("{sent:.3}"), |drive| drive.sent),
         redis(all, "Redis's CPU per view", MAIN, micros, |drive| drive.redis_cpu),
+        redis(all, "bytes sent to Redis per view", MAIN, whole, |drive| drive.received),
+        redis(all, "bytes received from Redis per view", MAIN, whole, |drive| drive.replied),
+        redis(all, "bytes sent to Redis per view", Load::OwnData, whole, |drive| drive.received),
+        redis(all, "bytes received from Redis per view", Load::OwnData, whole, |drive| drive.replied),
         memory(all),
         row("memory with 1000 connections", megabytes, &|f| Some(f.memory_connected)),
         counted(all),

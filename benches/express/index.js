@@ -29,7 +29,7 @@ for (const path of ['/', '/foo', '/bar']) {
   })
 }
 
-// Pages that keep a number of their own in the session.
+// Pages that keep data of their own in the session.
 app.get('/read', (req, res) => {
   const { number, views } = req.session
   res.send('you changed the number ' + (number || 0) + ' times and viewed this page ' + views['/read'] + ' times')
@@ -37,6 +37,10 @@ app.get('/read', (req, res) => {
 app.get('/change', (req, res) => {
   req.session.number = (req.session.number || 0) + 1
   res.send('you changed the number ' + req.session.number + ' times')
+})
+app.get('/fill', (req, res) => {
+  req.session.text = 'x'.repeat(4000)
+  res.send('kept')
 })
 
 app.listen(process.env.PORT)
