@@ -42,7 +42,7 @@ pub fn latency(program: Program, redis: &Redis, time: Duration) -> Latency {
     let cookies = load::new_visitors(&server, 64, None);
     let round_trip = round_trip(&proxy);
     let closed_loop = |connections| {
-        let done = wrk::run(server.port, &cookies, connections, time);
+        let done = wrk::run(server.port, &cookies, connections, 1, time);
         done.p50.as_secs_f64() / round_trip
     };
     let open_loop = RATES.map(|rate| {

@@ -16,6 +16,9 @@ pub const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 900];
 /// The load that most figures are of.
 pub const MAIN: Load = Load::Connections(64);
 
+/// The load under which the program is the limit, as far as that is possible beside the client.
+pub const PIPELINED: Load = Load::Pipelined(32, 64);
+
 /// What loads a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Load {
@@ -23,19 +26,26 @@ pub enum Load {
     Connections(usize),
     /// As [`MAIN`], by visitors whose sessions hold 4 kB of a page's own data.
     OwnData,
+    /// This many connections, each with as many views in flight as the second number says. The client then costs little.
+    Pipelined(usize, usize),
 }
 
 impl Load {
     /// Every load, in the order of a round.
     pub fn all() -> impl Iterator<Item = Self> {
-        CONNECTIONS.into_iter().map(Self::Connections).chain([Self::OwnData])
+        CONNECTIONS.into_iter().map(Self::Connections).chain([Self::OwnData, PIPELINED])
     }
 
     fn connections(self) -> usize {
         match self {
-            Self::Connections(connections) => connections,
+            Self::Connections(connections) | Self::Pipelined(connections, _) => connections,
             Self::OwnData => MAIN.connections(),
         }
+    }
+
+    /// Views in flight on each connection.
+    fn pipelined(self) -> usize {
+        if let Self::Pipelined(_, pipelined) = self { pipelined } else { 1 }
     }
 }
 
@@ -54,6 +64,13 @@ pub struct Drive {
     pub received: f64,
     /// Bytes that Redis replies with per view.
     pub replied: f64,
+}
+
+impl Drive {
+    /// The cores that the program used.
+    pub fn cores(&self) -> f64 {
+        self.cpu * self.views_per_second
+    }
 }
 
 /// The rounds of each load of one program.
@@ -97,12 +114,12 @@ impl Loaded {
     /// One round of load, if the program can have it.
     pub fn drive(&self, redis: &Redis, load: Load, time: Duration) -> Option<Drive> {
         let cookies = match load {
-            Load::Connections(_) => &self.cookies,
+            Load::Connections(_) | Load::Pipelined(..) => &self.cookies,
             Load::OwnData => self.with_own_data.as_ref()?,
         };
         redis.statistics();
         let (cpu, redis_cpu) = (self.server.cpu(), redis.cpu());
-        let done = wrk::run(self.server.port, cookies, load.connections(), time);
+        let done = wrk::run(self.server.port, cookies, load.connections(), load.pipelined(), time);
         let (cpu, redis_cpu) = (self.server.cpu() - cpu, redis.cpu() - redis_cpu);
         let statistics = redis.statistics();
         Some(Drive {

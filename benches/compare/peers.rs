@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, env};
 
-use axum::{Router, http::Uri, routing::get};
+use axum::{Router, http::Uri, routing::get, serve::ListenerExt};
 use fred::prelude::{Builder, ClientLike, Config};
 use tokio::{net::TcpListener, runtime};
 use tower_sessions::{Session, SessionManagerLayer};
@@ -27,6 +27,8 @@ pub fn serve(peer: &str) {
         };
         let port: u16 = env::var("PORT").unwrap().parse().unwrap();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        // Without it, delayed acknowledgements would hold up clients that pipeline.
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         axum::serve(listener, app).await.unwrap();
     });
 }

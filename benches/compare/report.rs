@@ -13,7 +13,7 @@ use crate::{
     billing::VISIT,
     distance::{IN_FLIGHT, RATES},
     figures::{Figures, median},
-    load::{CONNECTIONS, Drive, Load, MAIN},
+    load::{CONNECTIONS, Drive, Load, MAIN, PIPELINED},
     overlapping::OVERLAPPING,
     programs::Program,
     rounds,
@@ -102,6 +102,9 @@ impl fmt::Display for Load {
         match self {
             Self::Connections(1) => f.write_str("1 connection"),
             Self::Connections(connections) => write!(f, "{connections} connections"),
+            Self::Pipelined(connections, pipelined) => {
+                write!(f, "{connections} connections that pipeline {pipelined} requests each")
+            }
             Self::OwnData => write!(f, "{MAIN}, 4 kB of own data"),
         }
     }
@@ -123,8 +126,8 @@ fn whole(number: f64) -> String {
     format!("{number:.0}")
 }
 
-fn commands(commands: f64) -> String {
-    format!("{commands:.2}")
+fn hundredths(number: f64) -> String {
+    format!("{number:.2}")
 }
 
 fn round_trips(round_trips: f64) -> String {
@@ -147,7 +150,7 @@ fn redis(all: &All, name: &str, load: Load, show: fn(f64) -> String, value: fn(&
 }
 
 fn executed(all: &All, load: Load) -> Row {
-    redis(all, "commands executed per view", load, commands, |drive| drive.executed)
+    redis(all, "commands executed per view", load, hundredths, |drive| drive.executed)
 }
 
 fn first_answer(all: &All) -> Row {
@@ -177,14 +180,16 @@ fn rows(all: &All) -> Vec<Row> {
     let mut rows = vec![views_per_second(all, MAIN), cpu(all, MAIN), executed(all, MAIN), first_answer(all)];
     rows.extend(others().map(|load| views_per_second(all, load)));
     rows.push(views_per_second(all, Load::OwnData));
+    rows.push(views_per_second(all, PIPELINED));
+    rows.push(row("cores used by the program then", hundredths, &|f| f.drives.median(PIPELINED, Drive::cores)));
     rows.push(cpu(all, Load::Connections(900)));
     rows.extend(others().map(|load| executed(all, load)));
     rows.extend([
         row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| Some(f.billing.as_ref()?.visit)),
-        row("commands executed per view, in turns on two instances", commands, &|f| {
+        row("commands executed per view, in turns on two instances", hundredths, &|f| {
             Some(f.billing.as_ref()?.in_turns.mean())
         }),
-        row("commands executed per view, a page that reads its own data", commands, &|f| {
+        row("commands executed per view, a page that reads its own data", hundredths, &|f| {
             Some(f.billing.as_ref()?.own_data.as_ref()?.mean())
         }),
         redis(all, "commands sent per view", MAIN, |sent| format!("{sent:.3}"), |drive| drive.sent),
