@@ -34,12 +34,20 @@ impl fmt::Display for Executed {
 
 /// What views execute on instances that have served others before.
 pub struct Billing {
-    /// All views of a visit.
-    pub visit: f64,
+    /// A visitor without a session.
+    pub new_visitor: Executed,
+    /// Later views, of this page and another one, on the instance that served the last view.
+    pub later_view: Executed,
+    /// A view on an instance that does not know the session.
+    pub unknown: Executed,
     /// A returning visitor, whose views go in turn to two instances.
     pub in_turns: Executed,
+    /// All views of a visit.
+    pub visit: Executed,
     /// A page that also reads a value of its own from the session.
     pub own_data: Option<Executed>,
+    /// A visitor whose session is over, on an instance that knew it and on one that did not.
+    pub over: Executed,
 }
 
 /// Counts what views execute on two new instances of this program.
@@ -52,19 +60,26 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
         redis.statistics().executed
     };
 
-    let mut visitor = Visitor::default();
-    let visit = (0..VISIT).map(|_| executed(first, &mut visitor, "/")).sum();
+    let new_visitor = (0..VIEWS).map(|_| executed(first, &mut Visitor::default(), "/")).collect();
 
-    let mut visitor = Visitor::default();
-    for connection in [&mut *first, &mut *second] {
-        visitor.view(connection, "/");
-        visitor.view(connection, "/");
+    let mut visitor = returning(first);
+    let paths = ["/", "/", "/foo", "/foo", "/", "/bar", "/bar", "/foo"];
+    let later_view = paths.map(|path| executed(first, &mut visitor, path)).into();
+
+    let unknown = (0..VIEWS).map(|_| executed(second, &mut returning(first), "/")).collect();
+
+    let mut visitor = returning(first);
+    for _ in 0..2 {
+        visitor.view(second, "/");
     }
     let in_turns = (0..VIEWS).map(|view| {
         let connection = if view % 2 == 0 { &mut *first } else { &mut *second };
         executed(connection, &mut visitor, "/")
     });
-    let in_turns = Executed(in_turns.collect());
+    let in_turns = in_turns.collect();
+
+    let mut visitor = Visitor::default();
+    let visit = vec![(0..VISIT).map(|_| executed(first, &mut visitor, "/")).sum()];
 
     let own_data = program.start_with_own_pages(redis).map(|instance| {
         let (mut connection, mut visitor) = (warm(&instance), Visitor::default());
@@ -74,7 +89,31 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
         Executed((0..VIEWS).map(|_| executed(&mut connection, &mut visitor, "/read")).collect())
     });
 
-    Billing { visit, in_turns, own_data }
+    let mut over = Vec::new();
+    for is_known in [true, false] {
+        let mut visitor = returning(first);
+        redis.cli(program.database(), &["FLUSHDB"]);
+        over.push(executed(if is_known { first } else { second }, &mut visitor, "/"));
+    }
+
+    Billing {
+        new_visitor: Executed(new_visitor),
+        later_view: Executed(later_view),
+        unknown: Executed(unknown),
+        in_turns: Executed(in_turns),
+        visit: Executed(visit),
+        own_data,
+        over: Executed(over),
+    }
+}
+
+/// A visitor who has viewed a page twice on this instance.
+fn returning(connection: &mut Connection) -> Visitor {
+    let mut visitor = Visitor::default();
+    for _ in 0..2 {
+        visitor.view(connection, "/");
+    }
+    visitor
 }
 
 /// Connects to an instance, and makes it do what it does once: connecting to Redis, and storing its scripts there.

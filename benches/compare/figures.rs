@@ -17,12 +17,18 @@ pub struct Figures {
     pub billing: Option<Billing>,
     /// The rounds of load.
     pub drives: Drives,
-    /// Resident bytes, the most after any round of the main load. Rounds with up to 900 connections lie between them.
-    pub memory: f64,
     /// Resident bytes with 1,000 connections, each of which was answered, after all rounds.
     pub memory_connected: f64,
+    /// On Valkey: the commands executed for views in sequence, and the rounds of load.
+    pub on_valkey: Option<OnValkey>,
     /// The latency of a view with a distant Redis.
     pub latency: Option<Latency>,
+}
+
+/// The figures of one program on a Valkey.
+pub struct OnValkey {
+    pub billing: Billing,
+    pub drives: Drives,
 }
 
 pub fn median(figures: impl Iterator<Item = f64>) -> f64 {

@@ -10,11 +10,12 @@ use crate::{
     wrk,
 };
 
-/// Connections under load, each with one view in flight.
-pub const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 900];
-
 /// The load that most figures are of.
 pub const MAIN: Load = Load::Connections(64);
+
+/// The loads whose clients wait for each answer.
+pub const CLOSED: [Load; 5] =
+    [Load::Connections(1), Load::Connections(8), MAIN, Load::Connections(256), Load::Connections(900)];
 
 /// The load under which the program is the limit, as far as that is possible beside the client.
 pub const PIPELINED: Load = Load::Pipelined(32, 64);
@@ -31,11 +32,6 @@ pub enum Load {
 }
 
 impl Load {
-    /// Every load, in the order of a round.
-    pub fn all() -> impl Iterator<Item = Self> {
-        CONNECTIONS.into_iter().map(Self::Connections).chain([Self::OwnData, PIPELINED])
-    }
-
     fn connections(self) -> usize {
         match self {
             Self::Connections(connections) | Self::Pipelined(connections, _) => connections,
@@ -54,6 +50,8 @@ pub struct Drive {
     pub views_per_second: f64,
     /// CPU seconds of the program per view.
     pub cpu: f64,
+    /// Resident bytes of the program after the round.
+    pub memory: f64,
     /// CPU seconds of Redis per view.
     pub redis_cpu: f64,
     /// Commands sent to Redis per view.
@@ -86,10 +84,16 @@ impl Drives {
     pub fn median(&self, load: Load, figure: impl Fn(&Drive) -> f64) -> Option<f64> {
         Some(median(self.0.get(&load)?.iter().map(figure)))
     }
+
+    /// The most that any round of this load had.
+    pub fn most(&self, load: Load, figure: impl Fn(&Drive) -> f64) -> Option<f64> {
+        self.0.get(&load)?.iter().map(figure).reduce(f64::max)
+    }
 }
 
 /// A program under load, and the visitors who view its pages.
 pub struct Loaded {
+    pub program: Program,
     pub server: Server,
     /// The visitors' cookies. Programs without sessions get a dummy.
     cookies: Vec<String>,
@@ -108,7 +112,7 @@ impl Loaded {
             let filler = filler.start_with_own_pages_at(&redis.url(program.database()));
             new_visitors(&filler.expect("pages"), visitors, Some("/fill"))
         });
-        Self { server, cookies, with_own_data }
+        Self { program, server, cookies, with_own_data }
     }
 
     /// One round of load, if the program can have it.
@@ -125,6 +129,7 @@ impl Loaded {
         Some(Drive {
             views_per_second: done.views_per_second,
             cpu: cpu / done.views,
+            memory: self.server.memory(),
             redis_cpu: redis_cpu / done.views,
             sent: statistics.sent / done.views,
             executed: statistics.executed / done.views,

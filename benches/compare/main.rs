@@ -30,8 +30,8 @@ mod wrk;
 
 use std::{env, time::Duration};
 
-use figures::Figures;
-use load::{Load, Loaded, MAIN};
+use figures::{Figures, OnValkey};
+use load::{CLOSED, Drives, Load, Loaded, PIPELINED};
 use programs::Program;
 use redis::Redis;
 
@@ -93,12 +93,28 @@ fn main() {
             figures.billing = Some(billing::measure(*program, &redis));
         }
     }
-    drive_in_turn(&mut all, &redis);
+    let loaded: Vec<_> = all.iter().map(|(program, _)| Loaded::start(*program, &redis, VISITORS)).collect();
+    let drives = drive_in_turn(&loaded, &redis, &[&CLOSED[..], &[Load::OwnData, PIPELINED]].concat());
+    for (((_, figures), loaded), drives) in all.iter_mut().zip(&loaded).zip(drives) {
+        figures.drives = drives;
+        figures.memory_connected = size::with_connections(&loaded.server);
+    }
+    drop(loaded);
     for (program, figures) in all.iter_mut().filter(|(program, _)| program.uses_redis()) {
         println!("{program}: a round trip of 5 ms to Redis");
         figures.latency = Some(distance::latency(*program, &redis, 2 * ROUND));
     }
-    report::report(&all);
+
+    let valkey = Redis::start(redis::install_valkey());
+    let mut on_valkey: Vec<_> =
+        all.iter_mut().filter(|(program, _)| program.uses_redis() && *program != Program::Image).collect();
+    let billings: Vec<_> = on_valkey.iter().map(|(program, _)| billing::measure(*program, &valkey)).collect();
+    let loaded: Vec<_> = on_valkey.iter().map(|(program, _)| Loaded::start(*program, &valkey, VISITORS)).collect();
+    let drives = drive_in_turn(&loaded, &valkey, &CLOSED);
+    for (((_, figures), billing), drives) in on_valkey.iter_mut().zip(billings).zip(drives) {
+        figures.on_valkey = Some(OnValkey { billing, drives });
+    }
+    report::report(&all, &redis.name(), &valkey.name());
 }
 
 /// How many of the overlapping changes of a page's own number are kept over two instances. The embedded store has one.
@@ -110,21 +126,17 @@ fn changes_kept(program: Program, redis: &Redis) -> Option<u64> {
 }
 
 /// Loads the programs in turn, as often as there are rounds.
-fn drive_in_turn(all: &mut [(Program, Figures)], redis: &Redis) {
-    let loaded: Vec<_> = all.iter().map(|(program, _)| Loaded::start(*program, redis, VISITORS)).collect();
+fn drive_in_turn(all: &[Loaded], redis: &Redis, loads: &[Load]) -> Vec<Drives> {
+    let mut drives: Vec<_> = all.iter().map(|_| Drives::default()).collect();
     for round in 1..=rounds() {
-        for load in Load::all() {
-            for ((program, figures), loaded) in all.iter_mut().zip(&loaded) {
-                let Some(drive) = loaded.drive(redis, load, ROUND) else { continue };
-                println!("round {round} of {}, {load}, {program}: {:.0} views/s", rounds(), drive.views_per_second);
-                figures.drives.add(load, drive);
-                if load == MAIN {
-                    figures.memory = figures.memory.max(loaded.server.memory());
-                }
+        for load in loads {
+            for (loaded, drives) in all.iter().zip(&mut drives) {
+                let Some(drive) = loaded.drive(redis, *load, ROUND) else { continue };
+                let (name, program, speed) = (redis.name(), loaded.program, drive.views_per_second);
+                println!("{name}, round {round} of {}, {load}, {program}: {speed:.0} views/s", rounds());
+                drives.add(*load, drive);
             }
         }
     }
-    for ((_, figures), Loaded { server, .. }) in all.iter_mut().zip(&loaded) {
-        figures.memory_connected = size::with_connections(server);
-    }
+    drives
 }

