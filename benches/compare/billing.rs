@@ -62,13 +62,13 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
 
     let new_visitor = (0..VIEWS).map(|_| executed(first, &mut Visitor::default(), "/")).collect();
 
-    let mut visitor = returning(first);
+    let mut visitor = returning(first, 1);
     let paths = ["/", "/", "/foo", "/foo", "/", "/bar", "/bar", "/foo"];
     let later_view = paths.map(|path| executed(first, &mut visitor, path)).into();
 
-    let unknown = (0..VIEWS).map(|_| executed(second, &mut returning(first), "/")).collect();
+    let unknown = (1..=VIEWS).map(|views| executed(second, &mut returning(first, views), "/")).collect();
 
-    let mut visitor = returning(first);
+    let mut visitor = returning(first, 2);
     for _ in 0..2 {
         visitor.view(second, "/");
     }
@@ -91,7 +91,7 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
 
     let mut over = Vec::new();
     for is_known in [true, false] {
-        let mut visitor = returning(first);
+        let mut visitor = returning(first, 2);
         redis.cli(program.database(), &["FLUSHDB"]);
         over.push(executed(if is_known { first } else { second }, &mut visitor, "/"));
     }
@@ -107,10 +107,10 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
     }
 }
 
-/// A visitor who has viewed a page twice on this instance.
-fn returning(connection: &mut Connection) -> Visitor {
+/// A visitor who has viewed a page this often on this instance.
+fn returning(connection: &mut Connection, views: usize) -> Visitor {
     let mut visitor = Visitor::default();
-    for _ in 0..2 {
+    for _ in 0..views {
         visitor.view(connection, "/");
     }
     visitor

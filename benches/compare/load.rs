@@ -27,12 +27,13 @@ pub enum Load {
     Connections(usize),
     /// As [`MAIN`], by visitors whose sessions hold 4 kB of a page's own data.
     OwnData,
-    /// This many connections, each with as many views in flight as the second number says. The client then costs little.
+    /// This many connections, each with as many views in flight as the second number says. The client then costs
+    /// little.
     Pipelined(usize, usize),
 }
 
 impl Load {
-    fn connections(self) -> usize {
+    pub fn connections(self) -> usize {
         match self {
             Self::Connections(connections) | Self::Pipelined(connections, _) => connections,
             Self::OwnData => MAIN.connections(),

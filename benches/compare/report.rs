@@ -1,4 +1,4 @@
-//! Prints the report and writes it into docs/benchmark.md, and a summary into the README; draws the chart.
+//! Writes the report: tables into docs/benchmark.md and the README, and the charts.
 
 use std::{
     fmt, fs,
@@ -6,11 +6,11 @@ use std::{
     process::Command,
 };
 
-use plotters::prelude::*;
-
 use crate::{
     ROUND, VISITORS,
     billing::{Billing, Executed, VISIT},
+    capacity,
+    charts::{self, Bar, Bars, Line, Whose, thousands},
     distance::{IN_FLIGHT, RATES},
     figures::{Figures, median},
     load::{CLOSED, Drive, Load, MAIN, PIPELINED},
@@ -50,7 +50,7 @@ pub fn report(all: &All, redis: &str, valkey: &str) {
         ("docs/benchmark.md", "figures", format!("{}\n{}", machine(), table(all, &rows))),
         ("docs/benchmark.md", "figures on Valkey", on_valkey(all, valkey)),
         ("docs/benchmark.md", "billing", billing.clone()),
-        ("docs/benchmark.md", "capacity", capacity(all)),
+        ("docs/benchmark.md", "capacity", capacity::table(of(all, Program::Service), of(all, Program::Express))),
         ("README.md", "summary", summary(all)),
         ("README.md", "billing", billing),
     ];
@@ -58,8 +58,8 @@ pub fn report(all: &All, redis: &str, valkey: &str) {
         println!("\n{text}");
         write_between_marks(&root.join(file), part, &text);
     }
-    bars(all, &rows[..4], &root.join("docs/benchmark.svg")).unwrap();
-    lines(all, &root.join("docs/connections.svg")).unwrap();
+    fs::write(root.join("docs/benchmark.svg"), bar_chart(all)).unwrap();
+    fs::write(root.join("docs/connections.svg"), line_chart(all)).unwrap();
 }
 
 /// Replaces this part of a file: what is between its two marks.
@@ -85,10 +85,11 @@ fn table(all: &All, rows: &[Row]) -> String {
     })
 }
 
-/// The README's table: a few figures of the programs that have sessions.
+/// The README's table: a few figures of the programs that keep sessions in Redis, all built alike.
 fn summary(all: &All) -> String {
     let rows = [counted(all), changes_kept(all), views_per_second(all, MAIN), memory(all), first_answer(all)];
-    let programs: Vec<_> = (0..all.len()).filter(|&program| all[program].0.uses_redis()).collect();
+    let is_shown = |program: &usize| all[*program].0.uses_redis() && all[*program].0 != Program::Image;
+    let programs: Vec<_> = (0..all.len()).filter(is_shown).collect();
     markdown(all, &rows, &programs, Row::cell)
 }
 
@@ -129,10 +130,6 @@ fn megabytes(bytes: f64) -> String {
     format!("{:.1} MB", bytes / 1e6)
 }
 
-fn whole(number: f64) -> String {
-    format!("{number:.0}")
-}
-
 fn hundredths(number: f64) -> String {
     format!("{number:.2}")
 }
@@ -142,7 +139,7 @@ fn round_trips(round_trips: f64) -> String {
 }
 
 fn views_per_second(all: &All, load: Load) -> Row {
-    Row::new(all, &format!("views/s, {load}"), whole, |_, f| f.drives.median(load, |drive| drive.views_per_second))
+    Row::new(all, &format!("views/s, {load}"), thousands, |_, f| f.drives.median(load, |drive| drive.views_per_second))
 }
 
 fn cpu(all: &All, load: Load) -> Row {
@@ -170,12 +167,12 @@ fn memory(all: &All) -> Row {
 
 fn counted(all: &All) -> Row {
     let name = format!("counted of {OVERLAPPING} overlapping views");
-    Row::new(all, &name, whole, |_, f| f.counted.map(|counted| counted as f64))
+    Row::new(all, &name, thousands, |_, f| f.counted.map(|counted| counted as f64))
 }
 
 fn changes_kept(all: &All) -> Row {
     let name = format!("kept of {OVERLAPPING} overlapping changes of a page's own value");
-    Row::new(all, &name, whole, |_, f| f.changes_kept.map(|kept| kept as f64))
+    Row::new(all, &name, thousands, |_, f| f.changes_kept.map(|kept| kept as f64))
 }
 
 /// All rows of the full table.
@@ -192,7 +189,7 @@ fn rows(all: &All) -> Vec<Row> {
     rows.push(cpu(all, Load::Connections(900)));
     rows.extend(others().map(|load| executed(all, load)));
     rows.extend([
-        row(&format!("commands executed for a visit of {VISIT} views"), whole, &|f| {
+        row(&format!("commands executed for a visit of {VISIT} views"), thousands, &|f| {
             Some(f.billing.as_ref()?.visit.mean())
         }),
         row("commands executed per view, in turns on two instances", hundredths, &|f| {
@@ -203,10 +200,10 @@ fn rows(all: &All) -> Vec<Row> {
         }),
         redis(all, "commands sent per view", MAIN, |sent| format!("{sent:.3}"), |drive| drive.sent),
         redis(all, "Redis's CPU per view", MAIN, micros, |drive| drive.redis_cpu),
-        redis(all, "bytes sent to Redis per view", MAIN, whole, |drive| drive.received),
-        redis(all, "bytes received from Redis per view", MAIN, whole, |drive| drive.replied),
-        redis(all, "bytes sent to Redis per view", Load::OwnData, whole, |drive| drive.received),
-        redis(all, "bytes received from Redis per view", Load::OwnData, whole, |drive| drive.replied),
+        redis(all, "bytes sent to Redis per view", MAIN, thousands, |drive| drive.received),
+        redis(all, "bytes received from Redis per view", MAIN, thousands, |drive| drive.replied),
+        redis(all, "bytes sent to Redis per view", Load::OwnData, thousands, |drive| drive.received),
+        redis(all, "bytes received from Redis per view", Load::OwnData, thousands, |drive| drive.replied),
         memory(all),
         row("memory with 1000 connections", megabytes, &|f| Some(f.memory_connected)),
         counted(all),
@@ -219,8 +216,8 @@ fn rows(all: &All) -> Vec<Row> {
         rows.push(row(&name, round_trips, &|f| Some(f.latency.as_ref()?.open_loop[n].median)));
         rows.push(row("the 99th percentile of these", round_trips, &|f| Some(f.latency.as_ref()?.open_loop[n].p99)));
     }
-    rows.push(row("bytes in Redis per session, after one view", whole, &|f| f.bytes.map(|[one, _]| one)));
-    rows.push(row("the same, after one view of each page", whole, &|f| f.bytes.map(|[_, three]| three)));
+    rows.push(row("bytes in Redis per session, after one view", thousands, &|f| f.bytes.map(|[one, _]| one)));
+    rows.push(row("the same, after one view of each page", thousands, &|f| f.bytes.map(|[_, three]| three)));
     rows
 }
 
@@ -265,60 +262,6 @@ fn of(all: &All, program: Program) -> &Figures {
     &all.iter().find(|(other, _)| *other == program).unwrap().1
 }
 
-/// Capacity and cost, computed from the measured figures.
-fn capacity(all: &All) -> String {
-    let (ours, express) = (of(all, Program::Service), of(all, Program::Express));
-    /// The utilization of a core above which latency grows.
-    const BUSY: f64 = 0.7;
-    /// Dollars per executed command of a serverless Redis.
-    const PRICE: f64 = 0.20 / 100_000.0;
-    /// The limit of a serverless Redis in executed commands per second.
-    const LIMIT: f64 = 10_000.0;
-    const MILLION: f64 = 1e6;
-    /// CPU, Redis's CPU, and commands executed per view.
-    fn per_view(figures: &Figures, load: Load) -> (f64, f64, f64) {
-        let median = |figure: fn(&Drive) -> f64| figures.drives.median(load, figure).unwrap();
-        (median(|drive| drive.cpu), median(|drive| drive.redis_cpu), median(|drive| drive.executed))
-    }
-    let load = |figures: &Figures| per_view(figures, MAIN);
-    let rest = |figures: &Figures| per_view(figures, Load::Connections(1));
-    let both =
-        |name: &str, show: &dyn Fn(&Figures) -> String| format!("| {name} | {} | {} |\n", show(ours), show(express));
-    let money = |commands: f64| {
-        let all = commands * MILLION;
-        format!("{:.2} M executed, {:.2} dollars", all / MILLION, all * PRICE)
-    };
-    let mut text = String::from("| | cloud-run-sessions | Express |\n|---|---|---|\n");
-    text += &both("views/s of an instance with one core: 0.7 / CPU per view", &|f| format!("{:.0}", BUSY / load(f).0));
-    text += &both("views/s of one Redis, which uses one core: 0.7 / its CPU per view", &|f| {
-        format!("{:.0}", BUSY / load(f).1)
-    });
-    text += &both("Redis's memory for a million sessions, each with views of three pages", &|f| {
-        format!("{:.0} MB", f.bytes.unwrap()[1])
-    });
-    text += &both("commands for a million views when idle, and their price", &|f| money(rest(f).2));
-    text += &both("the same under load", &|f| money(load(f).2));
-    text +=
-        &both("views/s when idle on a database limited to 10,000 commands/s", &|f| format!("{:.0}", LIMIT / rest(f).2));
-    text += &both("the same under load", &|f| format!("{:.0}", LIMIT / load(f).2));
-    text += &both("CPU of the instance for a million views when idle", &|f| format!("{:.0} s", rest(f).0 * MILLION));
-    text += &both("the same under load", &|f| format!("{:.0} s", load(f).0 * MILLION));
-    text += "\nInstances with one core, and the share of one Redis's core, that a load needs. In a Cluster, \
-             views of different slots share no call, and nearly each costs Redis as much as when idle:\n\n\
-             | views/s | instances | one Redis | or masters of a Cluster |\n|---|---|---|---|\n";
-    for views in [1e3, 1e4, 1e5, 1e6] {
-        let (cpu, redis, _) = load(ours);
-        let masters = (views * rest(ours).1 / BUSY).ceil();
-        text += &format!(
-            "| {views:.0} | {:.0} | {:.0} %{} | {masters:.0} |\n",
-            (views * cpu / BUSY).ceil(),
-            views * redis * 100.0,
-            if views * redis > BUSY { ", too much" } else { "" },
-        );
-    }
-    text
-}
-
 /// The machine and the parameters of the benchmark.
 fn machine() -> String {
     let said = |program: &str, argument: &str| {
@@ -335,7 +278,7 @@ fn machine() -> String {
     format!(
         "{cores} cores of {}, shared by Redis, wrk and the program; Linux {}, Redis {}, Node {}. Under \
          load: {VISITORS} sessions, the median of {} rounds of \
-         {ROUND:?}. In parentheses: our figure divided by this one.\n",
+         {ROUND:?}. In parentheses: cloud-run-sessions' figure divided by that column's.\n",
         model.unwrap_or("an unknown processor"),
         said("uname", "-r"),
         redis.trim_start_matches("v="),
@@ -344,75 +287,55 @@ fn machine() -> String {
     )
 }
 
-/// Draws one panel per row, with one bar per program.
-fn bars(all: &All, rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    const WIDTH: u32 = 860;
-    const PANEL: u32 = 202;
-    const LABELS: i32 = 180;
-    const BAR: i32 = 22;
-    const OURS: RGBColor = RGBColor(21, 101, 192);
-    const OTHERS: RGBColor = RGBColor(120, 144, 156);
-    fs::create_dir_all(path.parent().unwrap())?;
-    let area = SVGBackend::new(path, (WIDTH, PANEL * rows.len() as u32)).into_drawing_area();
-    area.fill(&WHITE)?;
-    for (panel, row) in area.split_evenly((rows.len(), 1)).iter().zip(rows) {
-        let text = |size: u32| ("sans-serif", size).into_font().color(&RGBColor(38, 50, 56));
-        panel.draw(&Text::new(row.name.clone(), (12, 10), text(18)))?;
-        let values = row.values.iter().flatten();
-        let longest = values.fold(f64::MIN_POSITIVE, |longest, value| longest.max(*value));
-        for (n, (value, (program, _))) in row.values.iter().zip(all).enumerate() {
-            let top = 38 + n as i32 * (BAR + 4);
-            panel.draw(&Text::new(program.to_string(), (12, top + 4), text(14)))?;
-            let shown = row.cell(n);
-            let room = WIDTH as i32 - LABELS - 110;
-            let length = (value.unwrap_or_default() / longest * f64::from(room)) as i32;
-            let bar = [(LABELS, top), (LABELS + length.max(1), top + BAR)];
-            panel.draw(&Rectangle::new(bar, if n == 0 { OURS } else { OTHERS }.filled()))?;
-            panel.draw(&Text::new(shown, (LABELS + length + 8, top + 4), text(14)))?;
-        }
-    }
-    area.present()?;
-    Ok(())
+/// The charts with bars: what the service promises, what it is measured by, and what it costs.
+fn bar_chart(all: &All) -> String {
+    const MORE: &str = "more is better";
+    const LESS: &str = "less is better";
+    let rows = [
+        (counted(all), MORE),
+        (changes_kept(all), MORE),
+        (views_per_second(all, MAIN), MORE),
+        (cpu(all, MAIN), LESS),
+        (executed(all, MAIN), LESS),
+        (first_answer(all), LESS),
+    ];
+    let groups = rows.map(|(row, hint)| {
+        let bars = row.values.iter().zip(all).enumerate().filter_map(|(n, (value, (program, _)))| {
+            let (name, whose) = drawn(*program);
+            Some(Bar { name, whose, value: (*value)?, label: row.cell(n) })
+        });
+        Bars { bars: bars.collect(), title: row.name, hint }
+    });
+    charts::bars(&groups)
 }
 
-/// Draws views/s over the number of connections, one line per program.
-fn lines(all: &All, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let (width, height) = (860, 460);
-    let (left, right, top, bottom) = (70, 200, 40, 50);
-    let area = SVGBackend::new(path, (width as u32, height as u32)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let text = ("sans-serif", 14).into_font().color(&RGBColor(38, 50, 56));
-    area.draw(&Text::new("views/s over connections", (12, 10), text.clone()))?;
-    let speed =
-        |program: usize, n: usize| all[program].1.drives.median(CLOSED[n], |drive| drive.views_per_second).unwrap();
-    let programs = 0..all.len();
-    let fastest = programs.clone().flat_map(|program| (0..CLOSED.len()).map(move |n| speed(program, n)));
-    let fastest = fastest.fold(0.0, f64::max);
-    let x = |n: usize| left + (width - left - right) * n as i32 / (CLOSED.len() as i32 - 1);
-    let y = |speed: f64| height - bottom - (f64::from(height - top - bottom) * speed / fastest) as i32;
-    for (n, connections) in CLOSED.iter().enumerate() {
-        area.draw(&Text::new(connections.to_string(), (x(n) - 8, height - bottom + 14), text.clone()))?;
-    }
-    for part in 0..=4 {
-        let speed = fastest * f64::from(part) / 4.0;
-        area.draw(&Text::new(whole(speed), (12, y(speed) - 6), text.clone()))?;
-        let line = vec![(left, y(speed)), (width - right, y(speed))];
-        area.draw(&PathElement::new(line, RGBColor(207, 216, 220)))?;
-    }
-    // Names beside the ends of their lines, from the top, none over another.
-    let last = CLOSED.len() - 1;
-    let mut order: Vec<_> = programs.collect();
-    order.sort_by(|&a, &b| speed(b, last).total_cmp(&speed(a, last)));
-    let mut free = 0;
-    for program in order {
-        let color = Palette99::pick(program).stroke_width(if program == 0 { 4 } else { 2 });
-        let line: Vec<_> = (0..CLOSED.len()).map(|n| (x(n), y(speed(program, n)))).collect();
-        area.draw(&PathElement::new(line, color))?;
-        let name = (width - right + 12, (y(speed(program, last)) - 6).max(free));
-        free = name.1 + 18;
-        let style = ("sans-serif", 14).into_font().color(&Palette99::pick(program));
-        area.draw(&Text::new(all[program].0.to_string(), name, style))?;
-    }
-    area.present()?;
-    Ok(())
+/// The chart of views/s over connections.
+fn line_chart(all: &All) -> String {
+    let places = CLOSED.map(|load| load.connections().to_string());
+    let lines: Vec<_> = all
+        .iter()
+        .map(|(program, figures)| {
+            let (name, whose) = drawn(*program);
+            let values = CLOSED.map(|load| figures.drives.median(load, |drive| drive.views_per_second).unwrap());
+            Line { name, whose, is_dashed: !program.uses_redis(), values: values.into() }
+        })
+        .collect();
+    charts::lines(
+        "views/s",
+        "more is better; dashed: programs that do not use Redis",
+        &places,
+        "connections, each with one view in flight",
+        &lines,
+    )
+}
+
+/// A program's name and kind in a chart.
+fn drawn(program: Program) -> (String, Whose) {
+    let whose = match program {
+        Program::Service => Whose::Service,
+        Program::Image | Program::Embedded => Whose::Variant,
+        _ => Whose::Peer,
+    };
+    let name = program.to_string();
+    (name.trim_start_matches("cloud-run-sessions, ").to_owned(), whose)
 }
