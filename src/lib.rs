@@ -2,7 +2,7 @@
 //! place that runs containers.
 //!
 //! # Layout
-//! [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]. No import runs the other way. In the order
+//! [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]; the log goes to [`output`]. No import runs the other way. In the order
 //! in which to read them:
 //!
 //! 1. `main.rs`: the program, from its settings to its end.
@@ -41,6 +41,7 @@
 //! - *Renew*: give a session's keys their full time to live. *Window*: how long that need not be done again.
 
 pub mod config;
+pub mod output;
 pub mod store;
 pub mod telemetry;
 pub mod web;

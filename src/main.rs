@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use cloud_run_sessions::{
     config::Config,
+    output::{complain, complain_of_panics},
     store::Store,
     telemetry,
     web::{app, server},
@@ -23,15 +24,24 @@ fn main() -> ExitCode {
     let config = match Config::read() {
         Ok(config) => config,
         Err(problem) => {
-            eprintln!("{problem}");
+            complain(problem);
             return ExitCode::from(2);
         }
     };
-    telemetry::init(&config);
-    match serve(&config) {
+    let log = match telemetry::init(&config) {
+        Ok(log) => log,
+        Err(error) => {
+            complain(format_args!("the log cannot start: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    complain_of_panics(log.clone());
+    let outcome = serve(&config);
+    log.flush();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("{problem}");
+            complain(problem);
             ExitCode::FAILURE
         }
     }

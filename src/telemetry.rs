@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    io::IsTerminal,
+    io::{self, IsTerminal},
     time::{Duration, Instant},
 };
 
@@ -28,22 +28,27 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::Config;
+use crate::{config::Config, output::Lines};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Logs to standard output from now on.
-pub fn init(config: &Config) {
+/// Logs to standard output from now on. A process that ends has to flush the returned lines.
+///
+/// # Errors
+/// If the thread that writes them cannot start.
+pub fn init(config: &Config) -> io::Result<Lines> {
+    let output = Lines::to(io::stdout())?;
     let filter = config.rust_log.clone();
-    let lines = tracing_subscriber::fmt::layer();
+    let lines = tracing_subscriber::fmt::layer().with_writer(output.clone());
     if config.on_cloud_run() {
         let project = config.google_cloud_project.clone();
         let lines = lines.event_format(CloudLogging { project });
         tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     } else {
-        let lines = lines.with_ansi(std::io::stdout().is_terminal());
+        let lines = lines.with_ansi(io::stdout().is_terminal());
         tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     }
+    Ok(output)
 }
 
 /// When each kind of problem was last logged.

@@ -31,3 +31,4 @@ mod shutdown;
 mod simulation;
 mod timeouts;
 mod tls;
+mod unread;
