@@ -2,8 +2,8 @@
 //! place that runs containers.
 //!
 //! # Layout
-//! [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]; the log goes to [`output`]. No import runs the other way. In the order
-//! in which to read them:
+//! [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]; the log goes to [`output`]. No import runs
+//! the other way. In the order in which to read them:
 //!
 //! 1. `main.rs`: the program, from its settings to its end.
 //! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
@@ -18,7 +18,9 @@
 //!    - `store/connection.rs`: connecting; `store/script.rs`: running scripts; `store/retry.rs`: sending again, and
 //!      until when; `store/keys.rs`: the keys in Redis; `store/error.rs`: reading the error texts of Redis and fred.
 //! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, limits and shutdown, for any
-//!    service; `web/connections.rs`: which connections may stay; [`web::health`], [`config`] and [`telemetry`].
+//!    service; `web/connections.rs`: which connections may stay; `web/leftover.rs`: what clients send and no page
+//!    reads; `web/host.rs` and `web/forwarded.rs`: what a request says of its host and its proxies; [`web::health`],
+//!    [`config`], [`telemetry`] and [`output`].
 //!
 //! `.cargo/` optimizes release builds by a profile of the program under load; `benches/profile` makes it.
 //!

@@ -1,7 +1,7 @@
 //! Standard output and standard error: a reader that stops reading them stops nothing else.
 //!
-//! A log driver that is stuck, or Ctrl-S on a terminal, leaves a full pipe, and a write to a full pipe blocks. So only a
-//! thread of its own writes. tracing-appender 0.2 does the same, but bounds lines and not bytes, and if its queue is
+//! A log driver that is stuck, or Ctrl-S on a terminal, leaves a full pipe, and a write to a full pipe blocks. So one
+//! thread does nothing but write. tracing-appender 0.2 does the same, but bounds lines and not bytes. If its queue is
 //! full at the end, it reports that with `println!`, which then blocks for ever (`Drop for WorkerGuard`).
 
 use std::{

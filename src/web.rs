@@ -4,6 +4,8 @@ pub mod app;
 mod connections;
 pub mod error;
 pub mod health;
+mod host;
+mod leftover;
 pub mod page;
 pub mod pages;
 pub mod server;

@@ -15,7 +15,13 @@ use std::{
 
 use socket2::SockRef;
 
-use crate::common::{Service, TIMEOUT, Visitor, eventually, program};
+use crate::common::{
+    Service, TIMEOUT, Visitor, eventually,
+    http2::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, REQUEST, RST_STREAM, SETTINGS, frame,
+    },
+    program,
+};
 
 /// A client that does nothing useful is closed by then.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -105,29 +111,10 @@ async fn clients_that_never_read_hold_little_and_are_closed() {
     assert_all_closed(&service, before).await;
 }
 
-/// An HTTP/2 frame.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// `:method: GET`, `:scheme: http`, `:path: /`, `:authority: x`, `accept: text/html`, by HPACK's static table.
-const REQUEST: &[u8] = b"\x82\x86\x84\x41\x01x\x0f\x04\x09text/html";
-
 /// An HTTP/2 connection with these settings.
 fn connect_http2(service: &Service, settings: &[u8]) -> TcpStream {
     let mut stream = connect(service);
-    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, settings)].concat();
-    stream.write_all(&preface).unwrap();
+    stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat()).unwrap();
     stream
 }
 

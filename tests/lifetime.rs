@@ -18,7 +18,7 @@ use cloud_run_sessions::{
 use tokio::net::TcpListener;
 use tower_sessions::Session;
 
-use crate::common::{Redis, Service, Visitor, behind_proxy, session_id};
+use crate::common::{Redis, Service, Visitor, behind_proxy, libfaketime, session_id};
 
 /// In ms. The renewal window is 6 s.
 const TTL: i64 = 144_000;
@@ -129,14 +129,6 @@ async fn a_wrong_clock_has_no_influence() {
             assert_expiry(&redis, &visitor, &format!("clock {off}, view {view}"));
         }
     }
-}
-
-/// The library in Debian's package faketime.
-fn libfaketime() -> String {
-    let folders = std::fs::read_dir("/usr/lib").unwrap();
-    let files = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
-    let file = files.into_iter().find(|file| file.exists());
-    file.expect("libfaketime, see tests/run").display().to_string()
 }
 
 /// If the views have expired and the record is about to, the session has ended.

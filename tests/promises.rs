@@ -6,6 +6,7 @@ mod common;
 
 mod accessible;
 mod attacks;
+mod bodies;
 mod bounded;
 mod browser;
 mod cloud_run;
@@ -15,6 +16,7 @@ mod exact;
 mod exactly_once;
 mod group_commit;
 mod hostile;
+mod hosts;
 mod lifetime;
 mod logs;
 mod model;

@@ -1,4 +1,5 @@
-//! Promise: a connection is closed if its client sends no request, or never completes one.
+//! Promise: a connection is closed if its client sends no request, never completes one, or takes no response. Between
+//! two requests it may rest for longer than load balancers keep theirs. An HTTP/2 client is told before (GOAWAY).
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -7,10 +8,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Service, TIMEOUT};
+use crate::common::{
+    Service, TIMEOUT,
+    http2::{ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, REQUEST, SETTINGS, frame, read_frame},
+    libfaketime,
+};
 
 /// The connection is closed by then.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Google's load balancers keep an idle connection for 600 s.
+const BALANCER: Duration = Duration::from_secs(600);
+
+/// What a connection may rest.
+const REST: Duration = Duration::from_secs(650);
+
+/// The clock of some services runs faster than the test's, by this factor.
+const SPEED: u32 = 50;
+
+const LIVE: &[u8] = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+fn connect(service: &Service) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
+    stream
+}
+
+fn in_a_hurry() -> Service {
+    Service::start([("LD_PRELOAD", libfaketime().as_str()), ("FAKETIME", &format!("+0 x{SPEED}"))])
+}
+
+/// Sends a request and reads the response.
+fn live(stream: &mut TcpStream) {
+    stream.write_all(LIVE).unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"live") {
+        let mut bytes = [0; 1024];
+        let read = stream.read(&mut bytes).unwrap();
+        assert_ne!(read, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&bytes[..read]);
+    }
+}
+
+/// Waits until the service closes the connection.
+fn wait_for_end(stream: &mut TcpStream, what: &str) {
+    let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
+    assert_ne!(end, Err(ErrorKind::WouldBlock), "{what} is still connected");
+}
 
 #[test]
 fn a_connection_without_a_complete_request_is_closed() {
@@ -29,14 +73,136 @@ fn a_connection_without_a_complete_request_is_closed() {
         for beginning in beginnings {
             scope.spawn(|| {
                 let begin = Instant::now();
-                let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-                stream.set_read_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
+                let mut stream = connect(&service);
                 stream.write_all(beginning).unwrap();
-                let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
                 let beginning = String::from_utf8_lossy(beginning);
-                assert_ne!(end, Err(ErrorKind::WouldBlock), "{beginning:?} is still connected");
+                wait_for_end(&mut stream, &beginning);
                 assert!(begin.elapsed() < DEADLINE, "{beginning:?}: {:?}", begin.elapsed());
             });
         }
+        scope.spawn(|| {
+            let mut stream = connect(&service);
+            live(&mut stream);
+            // Some time later, the beginning of another.
+            thread::sleep(Duration::from_secs(2));
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: local").unwrap();
+            let begin = Instant::now();
+            wait_for_end(&mut stream, "half a request after another");
+            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+        });
     });
+}
+
+#[test]
+fn a_connection_rests_for_longer_than_that_of_a_load_balancer() {
+    let service = in_a_hurry();
+    let mut streams = [connect(&service), connect(&service)];
+    for stream in &mut streams {
+        live(stream);
+    }
+    let begin = Instant::now();
+    thread::sleep(BALANCER / SPEED);
+    live(&mut streams[0]);
+    wait_for_end(&mut streams[1], "a connection at rest");
+    println!("at rest for {:?} of the service's time", begin.elapsed() * SPEED);
+    assert!(begin.elapsed() > BALANCER / SPEED, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < REST / SPEED + TIMEOUT, "{:?}", begin.elapsed());
+}
+
+/// What a connection may rest does not hold for one whose client does not read.
+#[test]
+fn a_client_that_takes_no_response_is_closed_although_it_was_answered_before() {
+    let service = Service::start([]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = connect(&service);
+            live(&mut stream);
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let requests = LIVE.repeat(1000);
+            while stream.write_all(&requests).is_ok() {}
+            let begin = Instant::now();
+            // The kernel says when: this client must not read.
+            stream.set_write_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
+            let end = stream.write_all(&requests).map_err(|error| error.kind());
+            assert!(!matches!(end, Ok(()) | Err(ErrorKind::WouldBlock)), "still connected: {end:?}");
+            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+        });
+        scope.spawn(|| {
+            let mut stream = connect_http2(&service, true);
+            // From now on, no body may be sent: SETTINGS_INITIAL_WINDOW_SIZE is 0.
+            stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).unwrap();
+            stream.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 3, REQUEST)).unwrap();
+            let begin = Instant::now();
+            read_goodbyes(&mut stream);
+            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+        });
+    });
+}
+
+/// A connection that has served a request, or none yet, over HTTP/2.
+fn connect_http2(service: &Service, is_answered: bool) -> TcpStream {
+    let mut stream = connect(service);
+    stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).unwrap();
+    if is_answered {
+        stream.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 1, REQUEST)).unwrap();
+        loop {
+            let frame = read_frame(&mut stream).expect("a response");
+            if frame.kind == DATA && frame.flags & END_STREAM != 0 {
+                break;
+            }
+        }
+    }
+    stream
+}
+
+/// Reads until the service ends the connection, and answers its PINGs. Returns the last stream of each GOAWAY.
+fn read_goodbyes(stream: &mut TcpStream) -> Vec<u32> {
+    let mut last_streams = Vec::new();
+    while let Some(came) = read_frame(stream) {
+        match came.kind {
+            GOAWAY => {
+                assert_eq!(came.payload[4..8], [0; 4], "NO_ERROR");
+                last_streams.push(u32::from_be_bytes(came.payload[..4].try_into().unwrap()));
+            }
+            PING if came.flags & ACK == 0 => drop(stream.write_all(&frame(PING, ACK, 0, &came.payload))),
+            _ => {}
+        }
+    }
+    last_streams
+}
+
+#[test]
+fn an_http_2_client_is_told_before_its_idle_connection_is_closed() {
+    let (service, hurried) = (Service::start([]), in_a_hurry());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = connect_http2(&service, false);
+            let begin = Instant::now();
+            // First that no more are welcome, then the last one that was taken: none.
+            assert_eq!(read_goodbyes(&mut stream), [u32::MAX >> 1, 0]);
+            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+        });
+        scope.spawn(|| {
+            let mut stream = connect_http2(&hurried, true);
+            let begin = Instant::now();
+            // The clock runs too fast for the second one to be certain.
+            assert_eq!(read_goodbyes(&mut stream).first(), Some(&(u32::MAX >> 1)));
+            assert!(begin.elapsed() > BALANCER / SPEED, "{:?}", begin.elapsed());
+        });
+    });
+}
+
+#[test]
+fn an_http_2_client_is_told_before_its_connection_gives_way() {
+    const OTHERS: usize = 1300;
+    let service = Service::start([]);
+    let mut http2 = connect_http2(&service, true);
+    let mut resting = connect(&service);
+    live(&mut resting);
+    let mut others: Vec<_> = (0..OTHERS).map(|_| connect(&service)).collect();
+    // If many come at once, there is no time for the second one.
+    assert_eq!(read_goodbyes(&mut http2).first(), Some(&(u32::MAX >> 1)));
+    wait_for_end(&mut resting, "the connection at rest");
+    // The newest is served.
+    live(others.last_mut().unwrap());
 }

@@ -1,5 +1,5 @@
-//! Promise: if nobody reads the log, visitors are answered and the process ends as always. Lines are dropped then; their
-//! number is logged once lines can be written again, and no other line is missing.
+//! Promise: if nobody reads the log, visitors are answered and the process ends as always. Lines are dropped then;
+//! their number is logged once lines can be written again, and no other line is missing.
 
 use std::{
     io::{BufRead, BufReader},

@@ -4,14 +4,15 @@ use std::{
     convert::Infallible,
     io::{self, ErrorKind},
     net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
 use axum::{
     body::{Body, HttpBody},
     extract::Request,
-    http::StatusCode,
-    response::Response,
+    http::{StatusCode, Version, header},
+    response::{IntoResponse, Response},
 };
 use futures_util::{
     TryFutureExt,
@@ -31,7 +32,11 @@ use tokio::{
 use tower::{Service, ServiceExt};
 use tracing::warn;
 
-use super::connections::{Connections, ToTake};
+use super::{
+    connections::{Activity, Connections, ToTake},
+    host,
+    leftover::{Received, Stream},
+};
 use crate::{store::DEADLINE, telemetry::warn_once_a_minute};
 
 /// The most bytes of a request's head, as in Node.js. A longer one is answered 431. What a client sends ahead, and what
@@ -103,9 +108,12 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it.
 ///
-/// A connection is closed if no request arrives for 20 s, and if its client takes nothing of a response for 20 s, so a
-/// body must produce each part within that time. At most 1,250 are open: the one that was idle longest gives way to a
-/// new one.
+/// A connection is closed if its first request does not arrive within 20 s, a later one within 650 s, and one that has
+/// begun to arrive within 20 s. It is closed if its client takes nothing of a response for 20 s, so a body must produce
+/// each part within that time. At most 1,250 are open: idle ones give way to new ones. An HTTP/2 client is told before
+/// (`GOAWAY`).
+///
+/// A request without a valid host is answered 400. What `service` does not read of a request's body is dropped.
 ///
 /// At `shutdown` it stops accepting connections, closes idle ones, answers requests in flight, and returns. It does
 /// not wait for clients that have not sent a request yet.
@@ -117,6 +125,9 @@ where
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Head and body are small: writing them in one piece is cheaper.
     http.http1().max_buf_size(HEAD_MAX).writev(false);
+    // A client may end its side once it has sent its request, as `nc -N` and some health checkers do. It looks like one
+    // that has gone, whose view is then counted too. Without this, both would get no answer, and some would be counted.
+    http.http1().half_close(true);
     http.http2()
         .max_header_list_size(HEAD_MAX as u32)
         .max_concurrent_streams(MAX_STREAMS)
@@ -139,16 +150,19 @@ where
             // Responses are written in one piece, so nothing is gained by gathering them.
             let _ = stream.set_nodelay(true);
             let place = connections.place().await;
+            let stream = Stream::new(stream, place.activity.clone());
             let (activity, service) = (place.activity.clone(), service.clone());
             let on_request = service_fn(move |request: hyper::Request<Incoming>| {
-                let Some(pending) = activity.begin() else {
-                    let mut refused = hyper::Response::new(ToTake::empty());
+                let Some(pending) = activity.begin(request.version()) else {
+                    let mut refused = Response::new(ToTake::empty());
                     *refused.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
                     return Either::Left(ready(Ok(refused)));
                 };
-                // An empty body takes no allocation.
-                let body = |body: Incoming| if body.is_end_stream() { Body::empty() } else { Body::new(body) };
-                let response = service.clone().oneshot(request.map(body));
+                let request = with_rest_read(request, &activity);
+                if !host::is_named(&request) {
+                    return Either::Left(ready(Ok(without_host().map(|body| pending.respond(body)))));
+                }
+                let response = service.clone().oneshot(request);
                 Either::Right(response.map_ok(|response| response.map(|body| pending.respond(body))))
             });
             let connection = Box::pin(http.serve_connection(TokioIo::new(stream), on_request).into_owned());
@@ -164,6 +178,30 @@ where
         () = connections.stop() => {}
         () = sleep(DRAIN_TIMEOUT) => warn!("stopping with requests unanswered"),
     }
+}
+
+/// The request with a body that the service need not read: over HTTP/1, its rest is read and dropped; over HTTP/2, the
+/// client is told to send no more. An empty body takes no allocation.
+fn with_rest_read(request: hyper::Request<Incoming>, activity: &Arc<Activity>) -> Request {
+    if request.body().is_end_stream() {
+        return request.map(|_| Body::empty());
+    }
+    if request.version() == Version::HTTP_2 {
+        return request.map(Body::new);
+    }
+    let is_held_back = request.headers().contains_key(header::EXPECT);
+    request.map(|body| Body::new(Received::new(body, activity.clone(), is_held_back)))
+}
+
+/// The response to a request that does not name its host.
+fn without_host() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store"),
+        // hyper leaves it out over HTTP/2.
+        (header::CONNECTION, "close"),
+    ];
+    (StatusCode::BAD_REQUEST, headers, "the request must name its host, once and well-formed").into_response()
 }
 
 /// Whether accepting failed because a client broke off. All else concerns this process, and a pause may help.

@@ -4,6 +4,7 @@
 mod browser;
 mod cluster;
 mod front;
+pub mod http2;
 mod load;
 mod proxy;
 mod redis;
@@ -31,7 +32,7 @@ pub use load::{Load, View};
 pub use proxy::{Proxy, behind_proxy};
 pub use redis::Redis;
 pub use sentinel::{Sentinels, sentinel, sentinel_with};
-pub use service::{Service, program, run};
+pub use service::{Service, libfaketime, program, run};
 pub use tls::Authority;
 pub use visitor::{Answer, Visitor, session_id};
 

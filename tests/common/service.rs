@@ -49,6 +49,14 @@ pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Co
     program
 }
 
+/// The library in Debian's package faketime.
+pub fn libfaketime() -> String {
+    let folders = std::fs::read_dir("/usr/lib").unwrap();
+    let files = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
+    let file = files.into_iter().find(|file| file.exists());
+    file.expect("libfaketime, see tests/run").display().to_string()
+}
+
 /// Runs a program that must exit within this time. Returns exit code, standard output and standard
 /// error.
 pub fn run(program: &mut Command, within: Duration) -> (Option<i32>, String, String) {

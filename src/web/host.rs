@@ -1,0 +1,184 @@
+//! The host that a request is for.
+
+use std::net::Ipv6Addr;
+
+use axum::http::{Request, Version, header::HOST, uri::Authority};
+
+/// Whether a request names its host as HTTP demands (RFC 9112, 3.2; RFC 9113, 8.3.1). A proxy that takes another host
+/// from an ambiguous request than this service does can be led to give one visitor's response to another.
+///
+/// HTTP/1.1 needs exactly one `Host`; other versions need none. Where there is one, or a URI with an authority, it must
+/// be a host and perhaps a port. Over HTTP/2, both must agree; over HTTP/1.1, the URI counts.
+pub fn is_named<B>(request: &Request<B>) -> bool {
+    let authority = request.uri().authority().map(|authority| Authority::as_str(authority).as_bytes());
+    if !authority.is_none_or(is_host) {
+        return false;
+    }
+    let mut hosts = request.headers().get_all(HOST).iter().map(|host| host.as_bytes());
+    match (hosts.next(), hosts.next()) {
+        (None, _) => request.version() != Version::HTTP_11,
+        (Some(host), None) => {
+            let is_same = |authority| without_default_port(authority).eq_ignore_ascii_case(without_default_port(host));
+            is_host(host) && (request.version() != Version::HTTP_2 || authority.is_none_or(is_same))
+        }
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Whether this is `host[:port]` of RFC 3986, 3.2.2 and 3.2.3. An empty host is none: no URI of HTTP has one (RFC 9110,
+/// 4.2.1).
+fn is_host(value: &[u8]) -> bool {
+    let end = match value {
+        [b'[', ..] => value.iter().position(|byte| *byte == b']').map(|bracket| bracket + 1),
+        _ => value.iter().position(|byte| *byte == b':'),
+    };
+    let (host, port) = value.split_at(end.unwrap_or(value.len()));
+    let is_address_or_name = match host {
+        [b'[', address @ .., b']'] => is_ipv6(address) || is_ip_future(address),
+        name => is_name(name),
+    };
+    is_address_or_name && is_port(port)
+}
+
+/// `*( unreserved / pct-encoded / sub-delims )`, and not empty. IPv4 addresses are such names.
+fn is_name(mut name: &[u8]) -> bool {
+    let is_empty = name.is_empty();
+    loop {
+        name = match name {
+            [] => return !is_empty,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [byte, rest @ ..] if is_unreserved_or_delimiter(*byte) => rest,
+            _ => return false,
+        };
+    }
+}
+
+fn is_unreserved_or_delimiter(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
+
+fn is_ipv6(address: &[u8]) -> bool {
+    str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok())
+}
+
+/// `"v" 1*HEXDIG "." 1*( unreserved / sub-delims / ":" )`
+fn is_ip_future(address: &[u8]) -> bool {
+    let [b'v' | b'V', rest @ ..] = address else {
+        return false;
+    };
+    let mut parts = rest.splitn(2, |byte| *byte == b'.');
+    let (version, address) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let is_part = |byte: &u8| is_unreserved_or_delimiter(*byte) || *byte == b':';
+    !version.is_empty()
+        && version.iter().all(u8::is_ascii_hexdigit)
+        && !address.is_empty()
+        && address.iter().all(is_part)
+}
+
+/// Nothing, or a colon and the decimal digits of a port, which may be none.
+fn is_port(port: &[u8]) -> bool {
+    let [b':', digits @ ..] = port else {
+        return port.is_empty();
+    };
+    let number = digits.iter().try_fold(0_u16, |number, digit| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    });
+    number.is_some()
+}
+
+/// The port may be left out if it is the scheme's. A proxy that ends TLS may change the scheme.
+fn without_default_port(host: &[u8]) -> &[u8] {
+    let ports: [&[u8]; 3] = [b":80", b":443", b":"];
+    ports.iter().find_map(|port| host.strip_suffix(*port)).unwrap_or(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        for host in [
+            "a",
+            "A.b-c_d~",
+            "localhost:8080",
+            "a:",
+            "a:0",
+            "a:65535",
+            "a:00080",
+            "127.0.0.1",
+            "1.2.3.4:5",
+            "[::1]",
+            "[::1]:80",
+            "[2001:db8::7.8.9.10]:",
+            "[v1.a:b]",
+            "[vF.~]:1",
+            "a%20b",
+            "%C3%a4",
+            "!$&'()*+,;=",
+            "xn--4ca",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_host() {
+        for host in [
+            "",
+            ":",
+            ":80",
+            "a b",
+            " a",
+            "a ",
+            "a\t",
+            "a/b",
+            "a?b",
+            "a#b",
+            "u@a",
+            "u:p@a",
+            "http://a",
+            "a,b c",
+            "a:b",
+            "a:8x",
+            "a: 8",
+            "a:-1",
+            "a:+1",
+            "a:65536",
+            "a:99999999999",
+            "a:1:2",
+            "::1",
+            "[",
+            "]",
+            "[]",
+            "[::1",
+            "::1]",
+            "[::1]a",
+            "[::1]80",
+            "[1.2.3.4]",
+            "[::1%25eth0]",
+            "[v.a]",
+            "[v1]",
+            "[v1.]",
+            "[vg.a]",
+            "[a]",
+            "a[",
+            "%",
+            "a%2",
+            "a%2g",
+            "%zz",
+            "\"a\"",
+            "<a>",
+            "a\\b",
+            "a^",
+            "a`",
+            "a{}",
+            "a|b",
+            "ä",
+            "a\u{7f}",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host:?}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Promise: a client reads its response, whatever it sends that no page reads, and however it sends it: a body before
+//! it reads, a head that is too long, or nothing more because it has shut down its sending side. What is read of it is
+//! bounded in bytes and time.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use reqwest::Method;
+
+use crate::common::{Redis, Service, TIMEOUT, Visitor, eventually, program};
+
+/// What is read of a body, and then again after the last response.
+const BOUND: usize = 16 * 1024 * 1024;
+
+/// A client that goes on for longer than the service reads is closed by then.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn connect(service: &Service) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+    stream
+}
+
+/// A body, with the header that announces it.
+fn with_length(bytes: usize) -> (String, Vec<u8>) {
+    (format!("content-length: {bytes}"), vec![b'x'; bytes])
+}
+
+fn in_chunks(bytes: usize) -> (String, Vec<u8>) {
+    const CHUNK: usize = 10_000;
+    let chunk = [format!("{CHUNK:x}\r\n").as_bytes(), &[b'x'; CHUNK], b"\r\n"].concat();
+    let body = [chunk.repeat(bytes / CHUNK), b"0\r\n\r\n".to_vec()].concat();
+    ("transfer-encoding: chunked".to_owned(), body)
+}
+
+/// Reads a response with its body, and returns the status.
+fn read_status(stream: &mut TcpStream) -> u16 {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream
+            .read_exact(&mut byte)
+            .unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&head)));
+        head.extend_from_slice(&byte);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length =
+        head.split_once("content-length: ").map_or(0, |(_, rest)| rest.lines().next().unwrap().parse().unwrap());
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    head.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_body_is_dropped_and_the_connection_goes_on() {
+    let service = Service::start([]);
+    thread::scope(|scope| {
+        for (header, body) in [with_length(10), with_length(1_000_000), with_length(4_000_000), in_chunks(1_000_000)] {
+            let service = &service;
+            scope.spawn(move || {
+                let mut stream = connect(service);
+                for (target, status) in [("POST /foo", 405), ("GET /foo", 200), ("PUT /nowhere", 404), ("HEAD /", 200)]
+                {
+                    write!(stream, "{target} HTTP/1.1\r\nhost: x\r\n{header}\r\n\r\n").unwrap();
+                    stream.write_all(&body).unwrap();
+                    let answer = read_status(&mut stream);
+                    assert_eq!(answer, status, "{target} {header}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_last_response_is_read_whatever_follows_the_request() {
+    let service = Service::start([]);
+    let body = "x".repeat(1_000_000);
+    for (request, expected) in [
+        // The service does not ask for it, so the client should not send it.
+        (format!("POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n{body}"), 405),
+        (format!("GET / HTTP/1.1\r\nhost: x\r\nx: {body}\r\n\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\nhost: x y\r\ncontent-length: 1000000\r\n\r\n{body}"), 400),
+        (format!("GET / HTTP/1.1\r\n{body}"), 431),
+        (format!("not HTTP\r\n\r\n{body}"), 400),
+        (format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1000000\r\n\r\n{body}"), 405),
+        (format!("POST / HTTP/1.0\r\ncontent-length: 1000000\r\n\r\n{body}"), 405),
+        (format!("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nwrong\r\n{body}"), 405),
+    ] {
+        let what = &request[..60];
+        let mut stream = connect(&service);
+        stream.write_all(request.as_bytes()).unwrap_or_else(|error| panic!("{what:?}: {error}"));
+        assert_eq!(read_status(&mut stream), expected, "{what:?}");
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "{what:?}: the connection goes on");
+    }
+}
+
+#[test]
+fn a_client_that_waits_to_be_asked_is_not_asked() {
+    let service = Service::start([]);
+    let mut stream = connect(&service);
+    write!(stream, "POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n").unwrap();
+    assert_eq!(read_status(&mut stream), 405);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn what_is_read_is_bounded_in_bytes() {
+    let service = Service::start([]);
+    for head in ["POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n", "GET / HTTP/1.1\r\nx: "] {
+        let mut stream = connect(&service);
+        write!(stream, "{head}").unwrap();
+        let mut answers = stream.try_clone().unwrap();
+        let status = thread::spawn(move || read_status(&mut answers));
+        let part = [b'x'; 65_536];
+        let mut sent = 0;
+        while stream.write_all(&part).is_ok() {
+            sent += part.len();
+            assert!(sent < 4 * BOUND, "{head:?}: {sent} bytes are taken");
+        }
+        println!("{head:?}: closed after {sent} bytes");
+        assert!([405, 431].contains(&status.join().unwrap()));
+    }
+}
+
+#[test]
+fn what_is_read_is_bounded_in_time() {
+    let service = Service::start([]);
+    let mut stream = connect(&service);
+    write!(stream, "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n").unwrap();
+    assert_eq!(read_status(&mut stream), 405);
+    let begin = Instant::now();
+    while stream.write_all(b"x").is_ok() {
+        assert!(begin.elapsed() < DEADLINE, "a slow body is still read");
+        thread::sleep(Duration::from_millis(50));
+    }
+    println!("a slow body: closed after {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn over_http_2_a_body_that_nobody_reads_is_refused() {
+    let service = Service::start([]);
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    for _ in 0..5 {
+        let request = client.request(Method::POST, format!("http://127.0.0.1:{}/foo", service.port));
+        let response = request.body(vec![b'x'; 1_000_000]).send().await.unwrap();
+        assert_eq!(response.status(), 405);
+        assert_eq!(response.text().await.unwrap(), "this page can only be read");
+    }
+}
+
+const VIEW: &str = "GET / HTTP/1.1\r\nhost: x\r\n";
+
+/// Sends a view and shuts the sending side down. Returns what comes until the service ends the connection.
+fn view_and_shut_down(service: &Service, cookie: &str) -> String {
+    let mut stream = connect(service);
+    write!(stream, "{VIEW}cookie: {cookie}\r\n\r\n").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_client_that_shuts_down_its_sending_side_is_answered() {
+    let redis = Redis::start();
+    for service in [Service::on(&redis), Service::start([])] {
+        let mut visitor = Visitor::new();
+        assert_eq!(visitor.count(&service, "/").await, 1);
+        let cookie = visitor.cookie.clone().unwrap();
+        for count in [2, 3] {
+            let answer = view_and_shut_down(&service, &cookie);
+            assert!(answer.ends_with(&format!("you viewed this page {count} times")), "{answer:?}");
+        }
+        assert_eq!(visitor.count(&service, "/").await, 4);
+    }
+}
+
+/// The other side of the same promise: it cannot be told from one that waits for its response.
+#[tokio::test]
+async fn the_view_of_a_client_that_goes_away_is_counted() {
+    const GONE: u64 = 20;
+    let redis = Redis::start();
+    let service = Service::launch(&mut program([("REDIS_URL", redis.url().as_str())]));
+    let mut visitor = Visitor::new();
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    let cookie = visitor.cookie.clone().unwrap();
+    for _ in 0..GONE {
+        write!(connect(&service), "{VIEW}cookie: {cookie}\r\n\r\n").unwrap();
+    }
+    let mut own = 1;
+    eventually("all views are counted", async || {
+        own += 1;
+        let count = visitor.count(&service, "/").await;
+        assert!(count <= own + GONE, "{count}");
+        (count == own + GONE).then_some(())
+    })
+    .await;
+}
