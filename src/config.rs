@@ -18,6 +18,13 @@ const REDIS_SCHEMES: [&str; 6] =
 /// A shorter secret could be guessed, and the key derivation demands 32 bytes.
 const SECRET_MIN_CHARS: usize = 32;
 
+/// Browsers drop a cookie whose name and value have more than 4,096 bytes together.
+const COOKIE_NAME_MAX: usize = 256;
+
+/// Browsers drop a cookie whose name begins with one of these, if it is not Secure
+/// (<https://datatracker.ietf.org/doc/html/draft-ietf-httpbis-rfc6265bis#name-cookie-name-prefixes>).
+const SECURE_PREFIXES: [&str; 3] = ["__Host-", "__Secure-", "__Http-"];
+
 /// The filter that `RUST_LOG` is appended to. tower-sessions logs failures that [`crate::store::Store`] has logged
 /// already.
 const QUIET: &str = "tower_sessions_core=off";
@@ -45,7 +52,8 @@ pub struct Config {
     #[arg(long, env = "SESSION_TTL", default_value = "86400", value_parser = setting(session_ttl))]
     pub session_ttl: Duration,
 
-    /// Signs the session cookie, at least 32 characters; without it, cookies are not signed
+    /// Signs the session cookie, at least 32 characters; without it, cookies are not signed; a line break at its end is
+    /// no part of it, here and in SESSION_SECRET_PREVIOUS
     #[arg(long, env = "SESSION_SECRET", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret: Option<Key>,
 
@@ -53,10 +61,14 @@ pub struct Config {
     #[arg(long, env = "SESSION_SECRET_PREVIOUS", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret_previous: Option<Key>,
 
-    /// true or false: true if clients use HTTPS; the cookie is then Secure and named __Host-id [default: true on Cloud
-    /// Run, else false]
+    /// true or false: true if clients use HTTPS; the cookie is then Secure [default: true on Cloud Run, else false]
     #[arg(long, env = "SECURE_COOKIE", value_parser = setting(true_or_false))]
     secure_cookie: Option<bool>,
+
+    /// Name of the session cookie, a token of RFC 6265 of at most 256 characters; one that begins with __Host-, __Secure-
+    /// or __Http- needs SECURE_COOKIE=true [default: __Host-id if the cookie is Secure, else id]
+    #[arg(long, env = "SESSION_COOKIE", value_parser = setting(cookie_name))]
+    session_cookie: Option<String>,
 
     /// Log level: off, error, warn, info, debug or trace; or TARGET=LEVEL,...
     #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = setting(rust_log))]
@@ -92,7 +104,21 @@ impl Config {
         if config.session_secret_previous.is_some() && config.session_secret.is_none() {
             return Err("SESSION_SECRET_PREVIOUS is set without SESSION_SECRET; allowed: both, or none".to_owned());
         }
+        if !config.is_cookie_secure() && needs_secure(config.session_cookie()) {
+            return Err(format!(
+                "SESSION_COOKIE begins with a prefix that browsers accept only with Secure cookies; allowed: a name that \
+                 does not begin with {}, or SECURE_COOKIE=true",
+                SECURE_PREFIXES.join(", ")
+            ));
+        }
         Ok(config)
+    }
+
+    /// The name of the session cookie.
+    pub fn session_cookie(&self) -> &str {
+        // Browsers send a __Host- cookie to this very host only, and take it only over HTTPS.
+        let default = if self.is_cookie_secure() { "__Host-id" } else { "id" };
+        self.session_cookie.as_deref().unwrap_or(default)
     }
 
     /// Whether the session cookie is for HTTPS only.
@@ -154,11 +180,31 @@ fn session_ttl(value: &str) -> Result<Duration, String> {
 }
 
 fn session_secret(value: &str) -> Result<Key, String> {
+    // `echo` and editors end a line, and secret managers keep that: it must not make another key of the same secret.
+    let value = value.trim_end_matches(['\r', '\n']);
     let chars = value.chars().count();
     if chars < SECRET_MIN_CHARS {
         return Err(format!("is too short: {chars} characters; allowed: {SECRET_MIN_CHARS} or more"));
     }
     Ok(Key::derive_from(value.as_bytes()))
+}
+
+/// An RFC 6265 token.
+fn cookie_name(value: &str) -> Result<String, String> {
+    let is_of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if value.is_empty() || value.len() > COOKIE_NAME_MAX || !value.bytes().all(is_of_token) {
+        return Err(format!(
+            "is not the name of a cookie; allowed: 1 to {COOKIE_NAME_MAX} letters, digits and !#$%&'*+-.^_`|~"
+        ));
+    }
+    Ok(value.to_owned())
+}
+
+/// Browsers compare the prefixes without regard to case.
+fn needs_secure(name: &str) -> bool {
+    SECURE_PREFIXES
+        .iter()
+        .any(|prefix| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
 }
 
 fn true_or_false(value: &str) -> Result<bool, String> {

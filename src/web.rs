@@ -3,6 +3,7 @@
 pub mod app;
 mod connections;
 pub mod error;
+mod forwarded;
 pub mod health;
 mod host;
 mod leftover;

@@ -104,6 +104,29 @@ async fn an_eviction_policy_is_named_once() {
 }
 
 #[tokio::test]
+async fn plain_http_with_a_secure_cookie_is_a_warning_once() {
+    const HTTP: (&str, &str) = ("x-forwarded-proto", "http");
+    for (secure, header, warnings) in [
+        ("true", HTTP, 1),
+        ("true", ("x-forwarded-proto", "http, https"), 1),
+        ("true", ("forwarded", "for=192.0.2.1;proto=http"), 1),
+        ("true", ("x-forwarded-proto", "https"), 0),
+        ("true", ("x-forwarded-for", "192.0.2.1"), 0),
+        ("false", HTTP, 0),
+    ] {
+        let service = Service::start([("SECURE_COOKIE", secure)]);
+        for _ in 0..3 {
+            let mut visitor = Visitor::new();
+            visitor.headers.insert(header.0, HeaderValue::from_static(header.1));
+            assert_eq!(visitor.count(&service, "/").await, 1);
+        }
+        let log = service.stop();
+        let told = log.iter().filter(|line| line.contains("WARN") && line.contains("SECURE_COOKIE=false")).count();
+        assert_eq!(told, warnings, "{secure} {header:?}: {log:#?}");
+    }
+}
+
+#[tokio::test]
 async fn a_start_without_redis_is_logged_once() {
     let service = Service::start([]);
     Visitor::new().view(&service, "/").await;

@@ -48,6 +48,66 @@ async fn secure_cookie_overrides_the_platform() {
 }
 
 #[tokio::test]
+async fn a_setting_names_the_cookie() {
+    const SECRET: &str = "a secret of more than 32 characters";
+    for (name, secure) in [
+        ("__session", "true"),
+        ("__session", "false"),
+        ("__Host-a", "true"),
+        ("__sEcURE-a", "true"),
+        ("__Http-a", "true"),
+        // The characters of a token, with some that the cookie crate would escape.
+        ("a!#$%&'*+-.^_`|~Z9%20", "false"),
+        ("__Host", "false"),
+        ("id", "true"),
+    ] {
+        for secret in [&[][..], &[("SESSION_SECRET", SECRET)]] {
+            let settings = [("SESSION_COOKIE", name), ("SECURE_COOKIE", secure)];
+            let service = Service::start(settings.into_iter().chain(secret.iter().copied()));
+            let mut visitor = Visitor::new();
+            assert_eq!(visitor.count(&service, "/").await, 1);
+            let cookie = visitor.cookie.clone().unwrap();
+            let value = cookie.strip_prefix(name).and_then(|rest| rest.strip_prefix('='));
+            assert!(value.is_some(), "{name}: {cookie}");
+            for count in 2..=3 {
+                assert_eq!(visitor.count(&service, "/").await, count, "{cookie}");
+            }
+            // Firebase Hosting passes this one on, and no other.
+            let other = Visitor::with_cookie(format!("other={}", value.unwrap())).count(&service, "/").await;
+            assert_eq!(other, 1, "{name}: the value under another name");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_line_break_at_the_end_of_a_secret_is_no_part_of_it() {
+    const SECRET: &str = "a secret of more than 32 characters";
+    const OTHER: &str = "another one, of more than 32 characters";
+    let redis = Redis::start();
+    let url = redis.url();
+    let start = |secret: &str, previous: Option<&str>| {
+        let previous = previous.map(|previous| ("SESSION_SECRET_PREVIOUS", previous));
+        let settings = [("REDIS_URL", url.as_str()), ("SESSION_SECRET", secret)];
+        Service::start(settings.into_iter().chain(previous))
+    };
+    let exact = start(SECRET, None);
+    let mut visitor = Visitor::new();
+    assert_eq!(visitor.count(&exact, "/").await, 1);
+    for (views, end) in ["\n", "\r\n", "\n\n", "\r"].into_iter().enumerate() {
+        let secret = format!("{SECRET}{end}");
+        let count = 2 + 3 * views as u64;
+        assert_eq!(visitor.count(&start(&secret, None), "/").await, count, "{end:?}");
+        // The other one signs the cookie anew, and back again.
+        assert_eq!(visitor.count(&start(OTHER, Some(&secret)), "/").await, count + 1, "{end:?}");
+        assert_eq!(visitor.count(&start(SECRET, Some(OTHER)), "/").await, count + 2, "{end:?}");
+    }
+    // All else is.
+    for other in [format!(" {SECRET}"), format!("{SECRET} "), format!("\n{SECRET}")] {
+        assert_eq!(visitor.clone().count(&start(&other, None), "/").await, 1, "{other:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_cookie_is_set_once() {
     let redis = Redis::start();
     for service in [Service::on(&redis), Service::start([])] {

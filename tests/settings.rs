@@ -13,7 +13,7 @@ use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, free_
 /// Part of every secret in this file.
 const MARK: &str = "hunter2";
 
-const VARIABLES: [&str; 5] = ["PORT", "REDIS_URL", "SESSION_TTL", "SESSION_SECRET", "RUST_LOG"];
+const VARIABLES: [&str; 6] = ["PORT", "REDIS_URL", "SESSION_TTL", "SESSION_SECRET", "SESSION_COOKIE", "RUST_LOG"];
 
 /// Asserts that the program exits with one line that contains these parts.
 fn assert_refused(program: &mut Command, parts: &[&str]) {
@@ -52,6 +52,21 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
         ("SESSION_SECRET", "hunter2", &["SESSION_SECRET", "7 characters", "32 or more"]),
         // 30 characters in 60 bytes.
         ("SESSION_SECRET", &"ä".repeat(30), &["SESSION_SECRET", "30 characters", "32 or more"]),
+        // 31 characters and a line break, which does not count.
+        ("SESSION_SECRET", &format!("{}\r\n", "x".repeat(31)), &["SESSION_SECRET", "31 characters", "32 or more"]),
+        ("SESSION_SECRET_PREVIOUS", &format!("{}\n", "x".repeat(31)), &["SESSION_SECRET_PREVIOUS", "31 characters"]),
+        ("SESSION_COOKIE", "", &["SESSION_COOKIE", "1 to 256"]),
+        ("SESSION_COOKIE", "hunter2 a", &["SESSION_COOKIE", "letters, digits"]),
+        ("SESSION_COOKIE", "hunter2=", &["SESSION_COOKIE", "letters, digits"]),
+        ("SESSION_COOKIE", "hunter2;", &["SESSION_COOKIE", "letters, digits"]),
+        ("SESSION_COOKIE", "hunter2\n", &["SESSION_COOKIE", "letters, digits"]),
+        ("SESSION_COOKIE", "\"hunter2\"", &["SESSION_COOKIE", "letters, digits"]),
+        ("SESSION_COOKIE", "hunter2ä", &["SESSION_COOKIE", "letters, digits"]),
+        ("SESSION_COOKIE", &"x".repeat(257), &["SESSION_COOKIE", "1 to 256"]),
+        ("SESSION_COOKIE", "__Host-hunter2", &["SESSION_COOKIE", "Secure", "SECURE_COOKIE=true"]),
+        ("SESSION_COOKIE", "__hOST-hunter2", &["SESSION_COOKIE", "Secure", "SECURE_COOKIE=true"]),
+        ("SESSION_COOKIE", "__Secure-hunter2", &["SESSION_COOKIE", "Secure", "SECURE_COOKIE=true"]),
+        ("SESSION_COOKIE", "__http-hunter2", &["SESSION_COOKIE", "Secure", "SECURE_COOKIE=true"]),
         ("RUST_LOG", "", &["RUST_LOG", "no level", "info, debug"]),
         ("RUST_LOG", "loud", &["RUST_LOG", "no level", "info, debug"]),
         ("RUST_LOG", "info,loud", &["RUST_LOG", "no level", "info, debug"]),

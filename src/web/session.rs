@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tower::Service;
 use tower_sessions::{Session, session::Id};
 
-use super::error::Error;
+use super::{error::Error, forwarded::warn_of_plain_http};
 use crate::{config::Config, store::Store};
 
 /// Gives each request its [`Session`], and each visitor a cookie with the session's id. A clone is another handle on
@@ -26,8 +26,8 @@ pub struct Sessions(Arc<Shared>);
 
 struct Shared {
     store: Arc<Store>,
-    /// The cookie's name. Browsers send a `__Host-` cookie to this very host only, and take it only over HTTPS.
-    name: &'static str,
+    /// The cookie's name.
+    name: String,
     is_secure: bool,
     /// What signs the cookie. Without it, cookies are not signed.
     secret: Option<Key>,
@@ -46,11 +46,10 @@ struct Received {
 impl Sessions {
     /// The sessions in this store.
     pub fn new(store: &Store, config: &Config) -> Self {
-        let is_secure = config.is_cookie_secure();
         Self(Arc::new(Shared {
             store: Arc::new(store.clone()),
-            name: if is_secure { "__Host-id" } else { "id" },
-            is_secure,
+            name: config.session_cookie().to_owned(),
+            is_secure: config.is_cookie_secure(),
             secret: config.session_secret.clone(),
             previous: config.session_secret_previous.clone(),
         }))
@@ -64,6 +63,9 @@ impl Sessions {
     /// Gives the request the session that its cookie names, or a new one.
     pub fn open(&self, request: &mut Request) -> Opened {
         let received = self.0.read(request.headers());
+        if received.is_none() && self.0.is_secure {
+            warn_of_plain_http(request.headers());
+        }
         let session = Session::new(received.map(|cookie| cookie.id), self.0.store.clone(), None);
         request.extensions_mut().insert(session.clone());
         Opened { shared: self.0.clone(), received, session }
@@ -96,7 +98,7 @@ impl Opened {
         } else {
             received.filter(|cookie| cookie.is_outdated).map(|cookie| shared.cookie(cookie.id))
         };
-        if let Some(Ok(cookie)) = cookie.map(|cookie| HeaderValue::try_from(cookie.encoded().to_string())) {
+        if let Some(Ok(cookie)) = cookie.map(|cookie| HeaderValue::try_from(shared.encoded(&cookie))) {
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }
         Ok(())
@@ -134,7 +136,8 @@ impl Shared {
         let Some(secret) = &self.secret else {
             return Some(Received { id: value.parse().ok()?, is_outdated: false });
         };
-        let cookie = Cookie::parse_encoded(format!("{}={value}", self.name)).ok()?;
+        // The signature is that of the value alone.
+        let cookie = Cookie::parse_encoded(format!("id={value}")).ok()?;
         let jar = CookieJar::new();
         let id = |key| jar.signed(key).verify(cookie.clone())?.value().parse().ok();
         let outdated = || Some(Received { id: id(self.previous.as_ref()?)?, is_outdated: true });
@@ -149,7 +152,7 @@ impl Shared {
         };
         let mut jar = CookieJar::new();
         jar.signed_mut(secret).add(cookie.clone());
-        jar.get(self.name).cloned().unwrap_or(cookie)
+        jar.get(&self.name).cloned().unwrap_or(cookie)
     }
 
     /// The cookie that removes the session's.
@@ -159,8 +162,15 @@ impl Shared {
         cookie
     }
 
+    /// The cookie as a header. Its value is percent-encoded, but the name is the setting's, which may contain a percent
+    /// sign.
+    fn encoded(&self, cookie: &Cookie<'_>) -> String {
+        let encoded = cookie.encoded().to_string();
+        encoded.split_once('=').map_or_else(String::new, |(_, rest)| format!("{}={rest}", self.name))
+    }
+
     fn with_value(&self, value: String) -> Cookie<'static> {
-        Cookie::build((self.name, value))
+        Cookie::build((self.name.clone(), value))
             .http_only(true)
             .path("/")
             // Not Strict: a visitor who follows a link to this service keeps the session.
