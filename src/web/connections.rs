@@ -261,8 +261,11 @@ impl Activity {
     /// Bytes came, and seem to end a request or not.
     pub fn came(&self, is_end: bool) {
         let is_mid_request = !is_end && !self.is_http2.load(Relaxed);
-        let was_mid_request = self.is_mid_request.swap(is_mid_request, Relaxed);
-        if is_mid_request && !was_mid_request && self.has_answered.load(Relaxed) {
+        if is_mid_request == self.is_mid_request.load(Relaxed) {
+            return;
+        }
+        self.is_mid_request.store(is_mid_request, Relaxed);
+        if is_mid_request && self.has_answered.load(Relaxed) {
             // It is no longer at rest from now on.
             self.touch();
         }

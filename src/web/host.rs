@@ -25,36 +25,47 @@ pub fn is_named<B>(request: &Request<B>) -> bool {
     }
 }
 
+/// `unreserved` and `sub-delims`. A table, because each request's host is looked at.
+const IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut others: &[u8] = b"-._~!$&'()*+,;=";
+    while let [byte, rest @ ..] = others {
+        table[*byte as usize] = true;
+        others = rest;
+    }
+    table
+};
+
 /// Whether this is `host[:port]` of RFC 3986, 3.2.2 and 3.2.3. An empty host is none: no URI of HTTP has one (RFC 9110,
 /// 4.2.1).
 fn is_host(value: &[u8]) -> bool {
     let end = match value {
-        [b'[', ..] => value.iter().position(|byte| *byte == b']').map(|bracket| bracket + 1),
-        _ => value.iter().position(|byte| *byte == b':'),
+        [b'[', ..] => value.iter().position(|byte| *byte == b']').map_or(0, |bracket| bracket + 1),
+        _ => name_length(value),
     };
-    let (host, port) = value.split_at(end.unwrap_or(value.len()));
+    let (host, port) = value.split_at(end);
     let is_address_or_name = match host {
         [b'[', address @ .., b']'] => is_ipv6(address) || is_ip_future(address),
-        name => is_name(name),
+        name => !name.is_empty(),
     };
     is_address_or_name && is_port(port)
 }
 
-/// `*( unreserved / pct-encoded / sub-delims )`, and not empty. IPv4 addresses are such names.
-fn is_name(mut name: &[u8]) -> bool {
-    let is_empty = name.is_empty();
+/// The length of `*( unreserved / pct-encoded / sub-delims )` at the beginning. IPv4 addresses are such names.
+fn name_length(value: &[u8]) -> usize {
+    let mut rest = value;
     loop {
-        name = match name {
-            [] => return !is_empty,
+        rest = match rest {
+            [byte, rest @ ..] if IN_NAME[usize::from(*byte)] => rest,
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
-            [byte, rest @ ..] if is_unreserved_or_delimiter(*byte) => rest,
-            _ => return false,
+            _ => return value.len() - rest.len(),
         };
     }
-}
-
-fn is_unreserved_or_delimiter(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
 fn is_ipv6(address: &[u8]) -> bool {
@@ -68,7 +79,7 @@ fn is_ip_future(address: &[u8]) -> bool {
     };
     let mut parts = rest.splitn(2, |byte| *byte == b'.');
     let (version, address) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let is_part = |byte: &u8| is_unreserved_or_delimiter(*byte) || *byte == b':';
+    let is_part = |byte: &u8| IN_NAME[usize::from(*byte)] || *byte == b':';
     !version.is_empty()
         && version.iter().all(u8::is_ascii_hexdigit)
         && !address.is_empty()
