@@ -1,49 +1,54 @@
-//! Counts page views per visitor, exactly, in sessions kept in Redis: a web service for Cloud Run and every other
-//! place that runs containers.
+//! Sessions on serverless containers, kept in Redis, in which nothing is lost: a web service that counts page views per
+//! visitor, for Cloud Run and other container platforms.
 //!
 //! # Layout
-//! [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]; the log goes to [`output`]. No import runs
-//! the other way. In the order in which to read them:
+//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]; the log goes to
+//! [`output`]. Nothing imports in the other direction. In the order in which to read them:
 //!
-//! 1. `main.rs`: the program, from its settings to its end.
+//! 1. `main.rs` and [`program`]: the program, from its settings to its end.
 //! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
-//!    - [`web::session`], which reads the cookie and gives the session,
-//!    - [`web::views`], the middleware that counts the view, and
-//!    - [`web::pages`], the handlers; [`web::page`] renders what they say.
-//! 3. [`store`]: sessions and their counts, wherever they live.
-//!    - `store/redis.rs` and `store/memory.rs`: in Redis, and in this process.
-//!    - [`store::committer`]: counting in Redis, and why each view is counted once; `count_views.lua` is its other
-//!      half, `pacing.rs` decides how many views share a call.
-//!    - [`store::lifetime`]: how long a session lives, and why most views need not renew it.
-//!    - `store/connection.rs`: connecting; `store/script.rs`: running scripts; `store/retry.rs`: sending again, and
-//!      until when; `store/keys.rs`: the keys in Redis; `store/error.rs`: reading the error texts of Redis and fred.
-//! 4. [`web::error`]: each failure's status and words; [`web::server`]: listener, limits and shutdown, for any
-//!    service; `web/connections.rs`: which connections may stay; `web/leftover.rs`: what clients send and no page
-//!    reads; `web/host.rs` and `web/forwarded.rs`: what a request says of its host and its proxies; [`web::health`],
-//!    [`config`], [`telemetry`] and [`output`].
+//!    - `web/cookie.rs`, which reads and makes the cookie,
+//!    - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session,
+//!    - [`web::pages`], the handlers; [`web::page`] renders what they say. Pages with data of their own use
+//!      tower-sessions' `Session`, which `web/request_session.rs` stores, and [`web::atomic_session`].
+//! 3. [`store`]: sessions, wherever they live.
+//!    - [`store::contents`]: what a session holds, and its form in Redis; [`store::ttl`]: how long it lives.
+//!    - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
+//!      [`store::compare_and_set`], with its script; `pacing.rs` decides how many sessions share a call, `remembered.rs`
+//!      keeps the values that were written last, `retry.rs` sends again.
+//!    - `store/connection.rs`: connecting; `store/addresses.rs`: to which address; `store/error.rs`: reading the error
+//!      texts of Redis and fred; `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
+//! 4. [`web::error`]: the status code and text of each error; [`web::server`]: listener, limits and shutdown;
+//!    `web/connections.rs`: which clients' connections may stay; `web/leftover.rs`: what clients send and no page reads;
+//!    `web/host.rs`, `web/forwarded.rs` and `web/cross_site.rs`: what a request says of its host, its proxies and the site
+//!    that it comes from; [`web::health`], [`config`], [`telemetry`] and [`output`].
 //!
-//! `.cargo/` optimizes release builds by a profile of the program under load; `benches/profile` makes it.
+//! What is `pub` is for the program, for services that are built on it as in `examples/`, and for the tests.
+//!
+//! `.cargo/` applies profile-guided optimization to release builds; `benches/profile` makes the profile.
 //!
 //! # Rules
-//! - Only `count_views.lua` counts in Redis. Outside `store/`, only [`web::views`] knows that a first view is number 1.
-//! - Only `store/keys.rs` knows the names of keys. Only `store/error.rs` and the scripts read texts of errors.
+//! - Only [`store::contents`] knows how a value is built. Pages cannot reach the service's own entry in it.
+//! - All that changes a session goes through [`store::Store`], as a function from what it holds to what it is to hold.
+//! - Only `store/error.rs` and the script read texts of errors.
 //! - Nothing in `store/` knows HTTP.
-//! - Every time to live in Redis comes from `store/lifetime.rs`, also those in the scripts.
 //!
 //! # Words
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
 //! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one
 //!   path.
-//! - *Session*: a *record*, which is tower-sessions' data, and its *counts*, a hash beside it from path to count.
+//! - *Session*: what the cookie's id names. *Value*: what Redis holds of it, a record of tower-sessions. *Contents*: the
+//!   same, decoded. *Own data*: the part of it that pages keep.
+//! - *Change*: a function from contents to contents. *Write*: changes of one session that are stored together.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
-//! - *Batch*: the views in one call. *Call*: one batch for `count_views.lua`, under one number. *Attempt*: one sending
-//!   of a call. *Lane*: the sequence of calls that share one reply key. *Queue*: the views that can share a call; they
-//!   leave through one to four lanes.
-//! - *Connection*: the handle to Redis, which reconnects for ever. *Link*: the fred client that it uses now.
-//! - *Renew*: give a session's keys their full time to live. *Window*: how long that need not be done again.
+//! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it.
+//! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
+//! - *Connection*: the handle to Redis, which reconnects forever. *Link*: the fred client that it uses now.
+//! - *Renew*: give a session its full time to live.
 
 pub mod config;
 pub mod output;
+pub mod program;
 pub mod store;
 pub mod telemetry;
 pub mod web;

@@ -1,85 +1,14 @@
-//! The program: reads the settings, opens the store, and serves until SIGTERM.
+//! The service. All of it is in the library.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use cloud_run_sessions::{
-    config::Config,
-    output::{complain, complain_of_panics},
-    store::Store,
-    telemetry,
-    web::{app, server},
-};
+use cloud_run_sessions::{program, web::app};
 use mimalloc::MiMalloc;
-use tokio::{runtime, time::timeout};
-use tracing::info;
 
 /// With a thousand requests in flight, glibc's allocator takes a quarter of the CPU time.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// How long a start waits for Redis. After that it listens, and answers 503 until Redis is there.
-const CONNECT_FIRST: Duration = Duration::from_secs(1);
-
 fn main() -> ExitCode {
-    let config = match Config::read() {
-        Ok(config) => config,
-        Err(problem) => {
-            complain(problem);
-            return ExitCode::from(2);
-        }
-    };
-    let log = match telemetry::init(&config) {
-        Ok(log) => log,
-        Err(error) => {
-            complain(format_args!("the log cannot start: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    complain_of_panics(log.clone());
-    let outcome = serve(&config);
-    log.flush();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            complain(problem);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn serve(config: &Config) -> Result<(), String> {
-    // An instance has one core or a share of one. There, this runtime was measured to be 15 to 20 % faster than the
-    // one with several threads.
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("the runtime cannot start: {error}"))?;
-    let result = runtime.block_on(run(config));
-    // Dropping the runtime would wait for a thread that may still be resolving a host name.
-    runtime.shutdown_background();
-    result
-}
-
-async fn run(config: &Config) -> Result<(), String> {
-    let shutdown =
-        server::shutdown_signal().map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
-    let cannot_listen = |error| format!("cannot listen on PORT {}: {error}", config.port);
-    let bound = server::bind(config.port).map_err(cannot_listen)?;
-    let store = Store::open(config);
-    // A platform sends requests once this process listens. If Redis rejects the settings by then, it exits first.
-    if let Ok(outcome) = timeout(CONNECT_FIRST, store.connected()).await {
-        outcome.map_err(|problem| format!("REDIS_URL: {problem}"))?;
-    }
-    let listener = bound.listen().map_err(cannot_listen)?;
-    let service = app::service(app::router(&store, config));
-    if let Ok(address) = listener.local_addr() {
-        info!("listening on http://{address}");
-    }
-    tokio::select! {
-        () = server::serve(listener, service, shutdown) => {
-            info!("stopped");
-            Ok(())
-        }
-        problem = store.rejected() => Err(format!("REDIS_URL: {problem}")),
-    }
+    program::run(app::router)
 }

@@ -1,82 +1,123 @@
-//! Sessions and their counts, wherever they live: in Redis, or in this process.
+//! Sessions, wherever they live: in Redis, or in this process.
 
+mod addresses;
 pub mod committer;
+pub mod compare_and_set;
 mod connection;
+pub mod contents;
 mod error;
-mod first_view;
-mod keys;
-pub mod lifetime;
 mod memory;
 mod pacing;
 mod redis;
+mod remembered;
 mod retry;
-pub mod script;
+pub mod ttl;
 
-use async_trait::async_trait;
-use tower_sessions::{
-    SessionStore,
-    session::{Id, Record},
-    session_store,
-};
+use fred::bytes::Bytes;
+use tower_sessions::session::Id;
 use tracing::info;
 
 use crate::config::Config;
-use connection::Connection;
+use committer::{Change, Outcome};
+use contents::Contents;
 pub use error::Error;
-pub use first_view::FirstView;
+use memory::MemorySessions;
+use redis::RedisSessions;
 pub use retry::DEADLINE;
+use ttl::SessionTtl;
 
-/// The sessions and their counts. A clone is another handle on the same store.
+/// The sessions. A clone is another handle on the same store.
 ///
-/// A session lives at least [`Config::session_ttl`] after its last view or save, and at most a 24th of that and 5
-/// seconds longer. The store logs its failures itself.
+/// A session ends [`Config::session_ttl`] after its last view or save, and no more than 5 seconds later; or
+/// [`Config::session_max_age`] after it has begun. The store logs its failures itself.
 #[derive(Clone, Debug)]
 pub struct Store(Backend);
 
 #[derive(Clone, Debug)]
 enum Backend {
-    Redis(redis::Sessions),
-    Memory(memory::Sessions),
+    Redis(RedisSessions),
+    Memory(MemorySessions),
 }
 
 impl Store {
     /// The store that the settings name. Redis need not be there yet: connecting goes on in the background.
     pub fn open(config: &Config) -> Self {
-        let ttl = config.session_ttl;
+        let ttl = SessionTtl::new(config.session_ttl, config.session_max_age);
         let backend = match &config.redis_url {
-            Some(redis) => Backend::Redis(redis::Sessions::new(Connection::open(redis), ttl)),
+            Some(redis) => Backend::Redis(RedisSessions::new(redis, ttl)),
             None => {
                 info!(
-                    "no REDIS_URL: sessions live in this process and end with it; \
-                     it keeps those that were viewed last, up to {} MB",
+                    "REDIS_URL is not set: sessions are kept in memory and are lost when the process exits; \
+                     above {} MB the least recently used are dropped",
                     memory::MAX_BYTES / 1_000_000
                 );
-                Backend::Memory(memory::Sessions::new(ttl))
+                Backend::Memory(MemorySessions::new(ttl))
             }
         };
         Self(backend)
     }
 
-    /// Counts a view of `path` in the session, and renews the session. Returns the number of its views so far,
-    /// including this one; none if the session is over.
+    /// Begins a session. Returns its id, which is new, and its value, which [`Contents::decode`] reads.
     ///
     /// # Errors
-    /// If the store cannot be reached, does not answer or refuses, or too many views wait. After [`Error::Unanswered`]
-    /// the view may have been counted; after any other error it was not. No other view is affected.
-    pub async fn count_view(&self, id: &Id, path: &str) -> Result<Option<u64>, Error> {
+    /// If the store cannot be reached, does not answer or refuses. Then there may be a session more, of which nobody
+    /// knows the id.
+    pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
         match &self.0 {
-            Backend::Redis(sessions) => sessions.count_view(id, path).await,
-            Backend::Memory(sessions) => Ok(sessions.count_view(id, path)),
+            Backend::Redis(sessions) => sessions.create(contents).await,
+            Backend::Memory(sessions) => sessions.create(contents),
         }
     }
 
-    /// Checks that the store answers.
+    /// The value of a session, which [`Contents::decode`] reads; nothing if there is no such session. It is not renewed.
     ///
     /// # Errors
-    /// If it does not.
-    pub async fn ping(&self) -> Result<(), Error> {
+    /// If the store cannot be reached, does not answer or refuses; [`Error::Ended`].
+    pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
         match &self.0 {
-            Backend::Redis(sessions) => sessions.ping().await,
+            Backend::Redis(sessions) => sessions.read(id).await,
+            Backend::Memory(sessions) => sessions.read(id),
+        }
+    }
+
+    /// Applies a change to a session, exactly once, and renews the session. Returns what the session then holds; nothing
+    /// if there is no such session.
+    ///
+    /// # Errors
+    /// If the store cannot be reached, does not answer or refuses, too many changes wait, or the change fails. After
+    /// [`Error::Unanswered`] or [`Error::Garbled`] it may have been applied; after any other error it was not. No other
+    /// change is affected.
+    pub async fn change(&self, id: Id, change: Change) -> Outcome {
+        match &self.0 {
+            Backend::Redis(sessions) => sessions.change(id, change).await,
+            Backend::Memory(sessions) => sessions.change(id, change),
+        }
+    }
+
+    /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new id
+    /// and value; nothing if there is no such session.
+    ///
+    /// # Errors
+    /// As for [`Self::change`]. After [`Error::Unanswered`] or [`Error::Garbled`] the session may have ended; after any
+    /// other error it goes on under its old id.
+    pub async fn change_id(
+        &self,
+        old: &Id,
+        change: impl FnMut(&mut Contents) -> Result<(), Error>,
+    ) -> Result<Option<(Id, Bytes)>, Error> {
+        match &self.0 {
+            Backend::Redis(sessions) => sessions.change_id(old, change).await,
+            Backend::Memory(sessions) => sessions.change_id(old, change),
+        }
+    }
+
+    /// Checks that a view could be counted now.
+    ///
+    /// # Errors
+    /// If not: the store cannot be reached, does not answer or refuses.
+    pub async fn ready(&self) -> Result<(), Error> {
+        match &self.0 {
+            Backend::Redis(sessions) => sessions.ready().await,
             Backend::Memory(_) => Ok(()),
         }
     }
@@ -98,31 +139,5 @@ impl Store {
             Backend::Redis(sessions) => sessions.rejected().await,
             Backend::Memory(_) => std::future::pending().await,
         }
-    }
-
-    fn records(&self) -> &dyn SessionStore {
-        match &self.0 {
-            Backend::Redis(sessions) => sessions,
-            Backend::Memory(sessions) => sessions,
-        }
-    }
-}
-
-#[async_trait]
-impl SessionStore for Store {
-    async fn create(&self, record: &mut Record) -> session_store::Result<()> {
-        self.records().create(record).await
-    }
-
-    async fn save(&self, record: &Record) -> session_store::Result<()> {
-        self.records().save(record).await
-    }
-
-    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        self.records().load(id).await
-    }
-
-    async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        self.records().delete(id).await
     }
 }

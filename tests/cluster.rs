@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, session_id, signal};
+use crate::common::{
+    Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, free_port, session_id, signal,
+};
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
@@ -71,6 +73,36 @@ async fn concurrent_views_on_two_instances() {
     }
 }
 
+/// A server in cluster mode that has all slots, as hosts offer behind one name, works with either scheme. Several sessions
+/// do not share a call there.
+#[tokio::test]
+async fn one_server_with_all_slots() {
+    let bus = free_port().to_string();
+    let server = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
+    server.expect_ok(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    eventually("the cluster is up", async || server.cli(&["CLUSTER", "INFO"]).contains("state:ok").then_some(())).await;
+    // It does not know its own address. This is how it says so, from Redis 7 on.
+    for unknown in ["ip", "hostname", "unknown-endpoint"] {
+        server.cli(&["CONFIG", "SET", "cluster-preferred-endpoint-type", unknown]);
+        for url in [server.url(), server.url().replace("redis", "redis-cluster")] {
+            let service = Service::start([("REDIS_URL", url.as_str())]);
+            service.wait_until_ready().await;
+            let mut visitors = vec![Visitor::new(); 30];
+            for view in 1..=3 {
+                let counts = join_all(visitors.iter_mut().map(|visitor| visitor.count(&service, "/foo"))).await;
+                assert_eq!(counts, vec![view; 30], "{url}, {unknown}: {:#?}", service.log());
+            }
+            let log = service.stop();
+            assert!(!log.iter().any(|line| line.contains("WARN")), "{log:#?}");
+        }
+    }
+    server.expect_ok(&["CONFIG", "SET", "cluster-announce-hostname", "no-such-host.invalid"]);
+    server.expect_ok(&["CONFIG", "SET", "cluster-preferred-endpoint-type", "hostname"]);
+    let service = Service::start([("REDIS_URL", server.url().replace("redis", "redis-cluster").as_str())]);
+    let has_named_it = async || service.log().iter().any(|line| line.contains("no-such-host.invalid")).then_some(());
+    eventually("the log names the host", has_named_it).await;
+}
+
 #[tokio::test]
 async fn ended_sessions_leave_nothing_behind() {
     let cluster = Cluster::start().await;
@@ -84,7 +116,7 @@ async fn ended_sessions_leave_nothing_behind() {
     let delete = |visitor: &Visitor| {
         let (_, master) = place(&cluster, visitor);
         let id = session_id(visitor.cookie.as_ref().unwrap());
-        cluster.masters[master].cli(&["DEL", &id, &format!("v:{{{id}}}")]);
+        cluster.masters[master].cli(&["DEL", &id]);
     };
     for n in 10..20 {
         let mut visitor = Visitor::with_cookie(format!("id=AAAAAAAAAAAAAAAAAAAA{n}"));
@@ -92,20 +124,14 @@ async fn ended_sessions_leave_nothing_behind() {
         delete(&visitor);
     }
     assert_eq!(all_keys(), [""; 0]);
-    // A counted session leaves the reply to the last call of its slot, which does not contain its id.
     let mut visitor = Visitor::new();
     for view in 1..=3 {
         assert_eq!(visitor.count(&service, "/").await, view);
     }
     delete(&visitor);
-    let old = visitor.cookie.clone().unwrap();
     assert_eq!(visitor.count(&service, "/").await, 1);
     delete(&visitor);
-    let keys = all_keys();
-    assert_eq!(keys.len(), 1, "{keys:?}");
-    assert!(keys[0].starts_with("calls:"), "{keys:?}");
-    assert!(!keys[0].contains(&session_id(&old)), "{keys:?}");
-    assert_eq!(cluster.place(&keys[0]).0, cluster.place(&session_id(&old)).0);
+    assert_eq!(all_keys(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,7 +171,7 @@ async fn a_slot_migrates_under_load() {
     load.served(2).await;
     let migration = Migration::begin(&cluster, slot, from, to);
     load.served(2).await;
-    assert!(migration.move_keys() > 1, "the record and the views");
+    assert!(migration.move_keys() > 0);
     migration.end();
     load.served(2).await;
     for tabs in load.stop().await.chunks(TABS) {
@@ -159,7 +185,7 @@ async fn a_slot_migrates_under_load() {
     let keys = cluster.keys();
     let there = keys[to].iter().filter(|key| key.contains(&id)).count();
     let all = keys.concat().iter().filter(|key| key.contains(&id)).count();
-    assert!(there > 1 && there == all, "{id} on master {to}: {keys:#?}");
+    assert!(there == 1 && there == all, "{id} on master {to}: {keys:#?}");
 }
 
 /// The sessions of the migrating slot may be unavailable meanwhile. All others are counted.
@@ -172,7 +198,7 @@ async fn a_slot_migrates_slowly() {
     let load = Load::start(&services, &visitors);
     load.served(2).await;
     let migration = Migration::begin(&cluster, slot, from, (from + 1) % 3);
-    assert!(migration.move_keys() > 1, "the record and the views");
+    assert!(migration.move_keys() > 0);
     load.served_to(1.., 50).await;
     migration.end();
     load.served(2).await;
@@ -184,27 +210,25 @@ async fn a_slot_migrates_slowly() {
     }
 }
 
-/// While a slot migrates, Redis refuses the script for a session that has a record but no views yet,
-/// because the views' key may be on the new master. It replies TRYAGAIN until the slot has moved.
+/// While a slot migrates, its old master redirects requests for a session that has moved. The view waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_view_while_its_slot_migrates() {
+async fn a_view_while_its_slot_migrates() {
     let cluster = Cluster::start().await;
     let services = instances(&cluster);
     let mut visitor = Visitor::new();
     assert_eq!(visitor.count(&services[0], "/foo").await, 1);
     let (slot, from) = place(&cluster, &visitor);
     let migration = Migration::begin(&cluster, slot, from, (from + 1) % 3);
+    assert_eq!(migration.move_keys(), 1);
     let port = services[1].port;
     let view = tokio::spawn(async move { visitor.view(&port, "/foo").await });
-    eventually("a TRYAGAIN reply", async || {
-        let refusals = cluster.masters[from].info("errorstats", "errorstat_TRYAGAIN");
+    eventually("a redirection", async || {
+        let refusals = cluster.masters[from].info("errorstats", "errorstat_ASK");
         refusals.map(drop)
     })
     .await;
-    assert_eq!(migration.move_keys(), 1, "the record");
     migration.end();
-    let answer = view.await.unwrap();
-    assert_eq!(answer.count(), 2);
+    assert_eq!(view.await.unwrap().count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -265,6 +289,27 @@ async fn a_master_freezes_under_load() {
             assert_eq!(failed, 0, "views on other masters failed: {views:#?}");
             assert_consecutive(counts, 2);
         }
+    }
+}
+
+/// `/health/ready` asks all masters.
+#[tokio::test]
+async fn ready_means_all_masters() {
+    let cluster = Cluster::start().await;
+    let [service, _] = instances(&cluster);
+    service.wait_until_ready().await;
+    for master in &cluster.masters {
+        master.executed();
+    }
+    assert_eq!(Visitor::new().view(&service, "/health/ready").await.status, 200);
+    for master in &cluster.masters {
+        assert_eq!(master.executed(), 1);
+    }
+    for master in &cluster.masters {
+        signal(master.id(), "STOP");
+        assert_eq!(Visitor::new().view(&service, "/health/ready").await.status, 503);
+        signal(master.id(), "CONT");
+        service.wait_until_ready().await;
     }
 }
 

@@ -1,16 +1,15 @@
 //! Promise: a view that is answered with a number was counted exactly once, whatever happens to
-//! connections, replies and delayed calls. A view that is answered 503 may have been counted, and
-//! affects no other view.
+//! connections, replies and delayed calls, in each form of compare-and-set that servers have. A view that is answered
+//! 503 may have been counted, and affects no other view.
 
 use std::{
-    collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 
-use crate::common::{Redis, Service, Visitor, behind_proxy, signal};
+use crate::common::{Dialect, Form, Redis, Service, Visitor, behind_proxy_as, session_id, signal};
 
 /// Connections are cut at this interval.
 const CUT_INTERVAL: Duration = Duration::from_millis(10);
@@ -20,30 +19,44 @@ const DEADLINE: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn connections_are_cut_continuously() {
+    let redis = Redis::start();
+    cut_continuously(&redis, [Service::on(&redis), Service::on(&redis)], 3000, 100).await;
+}
+
+#[tokio::test]
+async fn connections_are_cut_in_each_form() {
+    for form in Form::ALL {
+        println!("{form:?}");
+        let redis = Redis::start();
+        let url = Dialect::start(&redis, form).await.url();
+        let services = [(); 2].map(|()| Service::start([("REDIS_URL", url.as_str())]));
+        cut_continuously(&redis, services, 300, 10).await;
+    }
+}
+
+/// Lets ten visitors view a page this often on both services, ten times at once, while connections are cut.
+async fn cut_continuously(redis: &Redis, services: [Service; 2], views: u64, least_cuts: u64) {
     const VISITORS: u64 = 10;
-    const VIEWS: u64 = 3000;
     /// Views of one visitor in flight at a time.
     const CONCURRENT: u64 = 10;
-    let redis = Redis::start();
-    let services = [Service::on(&redis), Service::on(&redis)];
     let slowest = AtomicU64::new(0);
     let visits = async {
         let visitors = (0..VISITORS).map(async |_| {
             let mut visitor = Visitor::new();
             assert_eq!(visitor.count(&services[0], "/").await, 1);
-            let views = (0..CONCURRENT).map(async |n| {
+            let tabs = (0..CONCURRENT).map(async |n| {
                 let mut visitor = visitor.clone();
                 let mut counts = Vec::new();
-                for _ in 0..VIEWS / CONCURRENT {
+                for _ in 0..views / CONCURRENT {
                     let begin = Instant::now();
                     counts.push(visitor.count(&services[n as usize % 2], "/").await);
                     slowest.fetch_max(begin.elapsed().as_millis() as u64, Relaxed);
                 }
                 counts
             });
-            let mut counts = join_all(views).await.concat();
+            let mut counts = join_all(tabs).await.concat();
             counts.sort_unstable();
-            let expected = (2..=VIEWS + 1).collect::<Vec<_>>();
+            let expected = (2..=views + 1).collect::<Vec<_>>();
             let wrong = counts.iter().zip(&expected).find(|(count, right)| count != right);
             assert_eq!(wrong, None, "the first wrong count and the expected one");
             assert_eq!(counts.len(), expected.len());
@@ -54,111 +67,119 @@ async fn connections_are_cut_continuously() {
     let cuts = redis.keep_cutting(CUT_INTERVAL, visits).await;
     let slowest = Duration::from_millis(slowest.into_inner());
     println!("{cuts} cuts in {:?}, the slowest view took {slowest:?}", begin.elapsed());
-    assert!(cuts >= 100, "{cuts} cuts");
+    assert!(cuts >= least_cuts, "{cuts} cuts");
     assert!(slowest < DEADLINE, "a view took {slowest:?}");
-    let calls = redis.cli(&["KEYS", "calls:*"]);
-    let mut kept = BTreeMap::new();
-    for key in calls.lines() {
-        *kept.entry(key.rsplit_once(':').unwrap().0).or_insert(0) += 1;
-    }
-    let are_few = kept.len() == services.len() && kept.values().all(|replies| *replies <= 4);
-    assert!(are_few, "expected one to four kept replies of each instance: {kept:?}");
-    for key in calls.lines() {
-        let seconds: u64 = redis.cli(&["TTL", key]).parse().unwrap();
-        assert!((3500..=3600).contains(&seconds), "{key} expires in {seconds} s");
-    }
 }
 
 #[tokio::test]
 async fn a_reply_is_lost() {
-    let (_redis, proxy, service, mut visitor) = behind_proxy().await;
-    proxy.lose_reply();
-    assert_eq!(visitor.count(&service, "/").await, 3);
-    assert_eq!(visitor.count(&service, "/").await, 4);
-    // The reply to a batch of several views.
-    proxy.close();
-    let views = (0..20).map(async |n| {
-        let mut visitor = visitor.clone();
-        if n == 19 {
-            proxy.lose_reply();
-            proxy.open();
-        }
-        visitor.count(&service, "/").await
-    });
-    let mut counts = join_all(views).await;
-    counts.sort_unstable();
-    assert_eq!(counts, (5..25).collect::<Vec<_>>());
+    for form in Form::ALL {
+        let (_redis, proxy, service, mut visitor) = behind_proxy_as(form).await;
+        proxy.lose_reply();
+        assert_eq!(visitor.count(&service, "/").await, 3);
+        assert_eq!(visitor.count(&service, "/").await, 4);
+        // The reply to a batch of several views.
+        proxy.close();
+        let views = (0..20).map(async |n| {
+            let mut visitor = visitor.clone();
+            if n == 19 {
+                proxy.lose_reply();
+                proxy.open();
+            }
+            visitor.count(&service, "/").await
+        });
+        let mut counts = join_all(views).await;
+        counts.sort_unstable();
+        assert_eq!(counts, (5..25).collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test]
 async fn a_lost_call_arrives_after_its_retry() {
-    let (_redis, proxy, service, mut visitor) = behind_proxy().await;
-    proxy.lose_call();
-    let view = visitor.count(&service, "/");
-    assert_eq!(view.await, 3);
-    let lost = proxy.last_call();
-    // The retry was the last call.
-    assert!(proxy.deliver(&lost).await.contains("\n3"));
-    assert_eq!(visitor.count(&service, "/").await, 4);
-    // A newer call was the last one.
-    assert!(proxy.deliver(&lost).await.contains("\n4"));
-    assert_eq!(visitor.count(&service, "/").await, 5);
+    for form in Form::ALL {
+        let (redis, proxy, service, mut visitor) = behind_proxy_as(form).await;
+        proxy.lose_call();
+        let view = visitor.count(&service, "/");
+        assert_eq!(view.await, 3);
+        let lost = proxy.last_call();
+        let value = || redis.cli(&["GET", &session_id(visitor.cookie.as_deref().unwrap())]);
+        // The retry was the last call.
+        let before = value();
+        proxy.deliver(&lost).await;
+        assert_eq!(value(), before);
+        assert_eq!(visitor.clone().count(&service, "/").await, 4);
+        // A newer call was the last one.
+        let before = value();
+        proxy.deliver(&lost).await;
+        assert_eq!(value(), before);
+        assert_eq!(visitor.clone().count(&service, "/").await, 5);
+    }
 }
 
 #[tokio::test]
 async fn a_call_is_duplicated() {
-    let (_redis, proxy, service, mut visitor) = behind_proxy().await;
-    for view in 3..=5 {
-        assert_eq!(visitor.count(&service, "/").await, view);
-        let call = proxy.last_call();
-        for _ in 0..2 {
-            proxy.deliver(&call).await;
+    for form in Form::ALL {
+        let (_redis, proxy, service, mut visitor) = behind_proxy_as(form).await;
+        for view in 3..=5 {
+            assert_eq!(visitor.count(&service, "/").await, view);
+            let call = proxy.last_call();
+            for _ in 0..2 {
+                proxy.deliver(&call).await;
+            }
         }
+        assert_eq!(visitor.count(&service, "/").await, 6);
     }
-    assert_eq!(visitor.count(&service, "/").await, 6);
 }
 
 #[tokio::test]
 async fn a_view_that_is_answered_503_affects_no_other() {
-    let (redis, _proxy, service, mut visitor) = behind_proxy().await;
-    let mut other = Visitor::new();
-    for view in 1..=2 {
-        assert_eq!(other.count(&service, "/").await, view);
+    for form in Form::ALL {
+        let (redis, _proxy, service, mut visitor) = behind_proxy_as(form).await;
+        let mut other = Visitor::new();
+        for view in 1..=2 {
+            assert_eq!(other.count(&service, "/").await, view);
+        }
+        // Redis receives the calls but does not reply.
+        signal(redis.id(), "STOP");
+        let begin = Instant::now();
+        assert_eq!(visitor.view(&service, "/").await.status, 503);
+        assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+        signal(redis.id(), "CONT");
+        assert_eq!(other.count(&service, "/").await, 3);
+        let count = visitor.count(&service, "/").await;
+        assert!([3, 4].contains(&count), "{count}");
+        assert_eq!(visitor.count(&service, "/").await, count + 1);
     }
-    // Redis receives the calls but does not reply.
-    signal(redis.id(), "STOP");
-    let begin = Instant::now();
-    assert_eq!(visitor.view(&service, "/").await.status, 503);
-    assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
-    signal(redis.id(), "CONT");
-    assert_eq!(other.count(&service, "/").await, 3);
-    let count = visitor.count(&service, "/").await;
-    assert!([3, 4].contains(&count), "{count}");
-    assert_eq!(visitor.count(&service, "/").await, count + 1);
 }
 
 #[tokio::test]
 async fn a_session_that_cannot_be_counted_affects_no_other() {
-    let (redis, proxy, service, visitor) = behind_proxy().await;
-    let mut broken = Visitor::new();
-    broken.view(&service, "/").await;
-    let id = crate::common::session_id(broken.cookie.as_deref().unwrap());
-    redis.cli(&["SET", &format!("v:{{{id}}}"), "no hash"]);
-    // The first view is in flight; the others share the next call.
-    proxy.close();
-    let views = (0..10).map(async |n| {
-        let mut visitor = if n % 3 == 1 { broken.clone() } else { visitor.clone() };
-        if n == 9 {
-            proxy.open();
-        }
-        visitor.view(&service, "/").await
-    });
-    let answers = join_all(views).await;
-    let (refused, counted): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 503);
-    assert_eq!(refused.len(), 3, "{answers:#?}");
-    let mut counts: Vec<_> = counted.iter().map(|answer| answer.count()).collect();
-    counts.sort_unstable();
-    assert_eq!(counts, (3..10).collect::<Vec<_>>());
+    for form in Form::ALL {
+        let (redis, proxy, service, visitor) = behind_proxy_as(form).await;
+        let mut broken = Visitor::new();
+        broken.view(&service, "/").await;
+        let id = session_id(broken.cookie.as_deref().unwrap());
+        redis.cli(&["DEL", &id]);
+        redis.cli(&["RPUSH", &id, "no session"]);
+        // Calls are then slow, so one is in flight at a time.
+        proxy.delay(Duration::from_millis(10));
+        assert_eq!(visitor.clone().count(&service, "/").await, 3);
+        // The first view is in flight; the others share the next call.
+        proxy.close();
+        let views = (0..10).map(async |n| {
+            let mut visitor = if n % 3 == 1 { broken.clone() } else { visitor.clone() };
+            if n == 9 {
+                proxy.open();
+            }
+            visitor.view(&service, "/").await
+        });
+        let answers = join_all(views).await;
+        let (refused, counted): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 503);
+        assert_eq!(refused.len(), 3, "{answers:#?}");
+        let mut counts: Vec<_> = counted.iter().map(|answer| answer.count()).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, (4..11).collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 //! never contains a session id, a secret or a password.
 
 use crate::common::{BROWSER, Redis, Service, Visitor, behind_proxy, eventually, session_id};
-use futures_util::join;
 use reqwest::{Method, header::HeaderValue};
 use serde_json::Value;
 
@@ -46,7 +45,9 @@ async fn an_outage_and_its_end_are_logged_once() {
         .await;
     visitor.view(&service, "/").await;
     let log = service.stop();
-    assert_eq!(lines(log.clone(), "the connection to Redis is lost"), 1, "{log:#?}");
+    // The first if a command was in flight when the connection ended, else the second.
+    let outages = ["the connection to Redis is lost", "Redis cannot be reached:"];
+    assert_eq!(outages.map(|line| lines(log.clone(), line)).iter().sum::<usize>(), 1, "{log:#?}");
     assert_eq!(lines(log.clone(), "connected to Redis"), 2, "{log:#?}");
     assert_eq!(lines(log.clone(), "could not be used"), 1, "{log:#?}");
     assert_eq!(lines(log.clone(), "WARN"), 2, "{log:#?}");
@@ -89,7 +90,7 @@ async fn an_eviction_policy_is_named_once() {
         let service = Service::on(&redis);
         service.wait_until_ready().await;
         let commands = monitor.commands();
-        let asked = commands.iter().filter(|command| command.contains("\"INFO\" \"memory\""));
+        let asked = commands.iter().filter(|command| *command == "\"INFO\"");
         assert_eq!(asked.count(), 1, "{commands:#?}");
         let log = service.stop();
         let warnings = log.iter().filter(|line| line.contains("WARN") && line.contains(policy)).count();
@@ -194,14 +195,9 @@ async fn on_cloud_run_lines_are_json_with_the_trace() {
     assert!(entries(&service)[0].get("logging.googleapis.com/trace").is_none());
 }
 
-/// Logs at the most verbose level. With `unknown_command`, Redis does not know that command, and its
-/// error reply repeats the arguments.
-async fn assert_no_secret_is_logged(unknown_command: Option<&str>) {
-    let options = match unknown_command {
-        Some(command) => &["--requirepass", PASSWORD, "--rename-command", command, ""][..],
-        None => &["--requirepass", PASSWORD],
-    };
-    let redis = Redis::start_with(options);
+#[tokio::test]
+async fn no_secret_is_logged() {
+    let redis = Redis::start_with(&["--requirepass", PASSWORD]);
     let service = Service::start([
         ("REDIS_URL", format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port).as_str()),
         ("SESSION_SECRET", SECRET),
@@ -223,21 +219,8 @@ async fn assert_no_secret_is_logged(unknown_command: Option<&str>) {
     visitor.view(&service, "/").await;
     let log = service.stop();
     assert!(log.iter().any(|line| line.contains("WARN")), "{log:#?}");
-    if let Some(command) = unknown_command {
-        assert!(log.iter().any(|line| line.contains(command)), "no {command} in {log:#?}");
-    }
     for line in &log {
         let leaked = secrets.iter().find(|secret| line.contains(secret.as_str()));
         assert_eq!(leaked, None, "{line}");
     }
-}
-
-#[tokio::test]
-async fn no_secret_is_logged() {
-    assert_no_secret_is_logged(None).await;
-}
-
-#[tokio::test]
-async fn no_secret_in_an_error_reply_is_logged() {
-    join!(assert_no_secret_is_logged(Some("EVALSHA")), assert_no_secret_is_logged(Some("AUTH")),);
 }

@@ -82,7 +82,7 @@ impl World {
             Event::Expiry(visitor) => {
                 if let Some(cookie) = &self.visitors[visitor].cookie {
                     let id = session_id(cookie);
-                    self.redis.cli(&["DEL", &id, &format!("v:{{{id}}}")]);
+                    self.redis.cli(&["DEL", &id]);
                 }
                 self.sessions[visitor] = None;
             }

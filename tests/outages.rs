@@ -92,12 +92,11 @@ fn count_lines(log: &[String], part: &str) -> usize {
     log.iter().filter(|line| line.contains(part)).count()
 }
 
-/// Asserts that the log reports the outage once, its first 503 and, where Redis was connected before, its end.
-fn assert_logged_once(log: &[String], outage: &str) {
+/// Asserts that the log reports the outage once, its first 503, and each connection.
+fn assert_logged_once(log: &[String], outage: &str, connected: usize) {
     assert_eq!(count_lines(log, outage), 1, "{outage}: {log:#?}");
     assert_eq!(count_lines(log, "a session could not be used"), 1, "{log:#?}");
     assert_eq!(count_lines(log, "WARN"), 2, "{log:#?}");
-    let connected = if outage == "Redis cannot be reached:" { 1 } else { 2 };
     assert_eq!(count_lines(log, "connected to Redis"), connected, "{log:#?}");
 }
 
@@ -113,7 +112,7 @@ async fn redis_is_unreachable_at_the_start() {
     assert_eq!(visitor.view(&service, "/health/ready").await.status, 200);
     let keys = redis.keys();
     assert_eq!(keys.len(), 1, "a 503 created a session: {keys:#?}");
-    assert_logged_once(&service.stop(), "Redis cannot be reached:");
+    assert_logged_once(&service.stop(), "Redis cannot be reached:", 1);
 }
 
 #[tokio::test]
@@ -134,7 +133,11 @@ async fn redis_is_killed_and_returns_empty() {
     assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 1);
     assert_ne!(visitor.cookie, old);
     assert_eq!(visitor.count(&service, "/").await, 2);
-    assert_logged_once(&service.stop(), "the connection to Redis is lost");
+    let log = service.stop();
+    // If no command was in flight when the connection ended, its end is no news.
+    let is_lost = count_lines(&log, "the connection to Redis is lost") > 0;
+    let outage = if is_lost { "the connection to Redis is lost" } else { "Redis cannot be reached:" };
+    assert_logged_once(&log, outage, 2);
 }
 
 /// The memory of the process, in bytes.
@@ -166,11 +169,11 @@ async fn redis_is_slow() {
     let proxy = Proxy::start(&redis).await;
     let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
     assert_eq!(Visitor::new().count(&service, "/").await, 1);
-    // Each reply is in time, but a request with an unknown id needs several: count, for which the
-    // script must be sent twice, load, create.
+    // Each reply is in time, but a request with four unknown ids needs several.
     proxy.delay(Duration::from_millis(700));
     let begin = Instant::now();
-    let mut unknown = Visitor::with_cookie("id=AAAAAAAAAAAAAAAAAAAAAA");
+    let unknown = ["A", "B", "C", "D"].map(|letter| format!("id={}A", letter.repeat(21)));
+    let mut unknown = Visitor::with_cookie(unknown.join("; "));
     let response = unknown.view(&service, "/").await;
     let elapsed = begin.elapsed();
     assert_503(&response, "text/plain; charset=utf-8");
@@ -276,6 +279,35 @@ async fn a_connection_dies_silently() {
     }
 }
 
+/// Hosts close idle connections every few minutes. That is no warning, and costs nothing until the next view.
+#[tokio::test]
+async fn an_idle_connection_is_closed() {
+    const ENDED: &str = "the idle connection to Redis has ended";
+    let redis = Redis::start();
+    let service = Service::start([("REDIS_URL", redis.url().as_str()), ("RUST_LOG", "debug")]);
+    let mut visitor = Visitor::new();
+    for n in 1..=4 {
+        assert_eq!(visitor.count(&service, "/").await, n as u64);
+        redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let is_noticed = async || (count_lines(&service.log(), ENDED) == n).then_some(());
+        eventually("the service notices", is_noticed).await;
+        if n % 2 == 0 {
+            assert_eq!(Visitor::new().view(&service, "/health/ready").await.status, 200);
+        } else {
+            // A new visitor's view, at once.
+            let begin = Instant::now();
+            assert_eq!(Visitor::new().count(&service, "/").await, 1);
+            println!("{}: answered after {:?}", test_name(), begin.elapsed());
+        }
+        // The log is written by a thread of its own.
+        let is_logged = async || (count_lines(&service.log(), "connected to Redis") == n + 1).then_some(());
+        eventually("one more connection", is_logged).await;
+    }
+    let log = service.stop();
+    assert_eq!(count_lines(&log, "WARN"), 0, "{log:#?}");
+    assert_eq!(count_lines(&log, " INFO cloud_run_sessions::store::connection: connected to Redis"), 1, "{log:#?}");
+}
+
 #[tokio::test]
 async fn redis_is_full() {
     let redis = Redis::start();
@@ -289,7 +321,9 @@ async fn redis_is_full() {
             assert_503(&response, "text/plain; charset=utf-8");
         }
     }
+    assert_eq!(Visitor::new().view(&service, "/health/ready").await.status, 503);
     redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(Visitor::new().view(&service, "/health/ready").await.status, 200);
     // A refused view is not counted.
     assert_eq!(visitor.count(&service, "/").await, 2);
     assert_eq!(Visitor::new().count(&service, "/").await, 1);
@@ -316,8 +350,9 @@ async fn the_password_of_redis_changes() {
     assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "NOAUTH"), 1, "{log:#?}");
-    // The loss, its cause, and the first 503.
-    assert_eq!(count_lines(&log, "WARN"), 3, "{log:#?}");
+    // The cause and the first 503, and the loss if a command was in flight.
+    let losses = count_lines(&log, "the connection to Redis is lost");
+    assert_eq!(count_lines(&log, "WARN"), 2 + losses, "{log:#?}");
 }
 
 #[tokio::test]
@@ -334,7 +369,7 @@ async fn redis_becomes_a_replica_and_a_primary_again() {
     assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "READONLY"), 1, "{log:#?}");
-    assert_logged_once(&log, "the connection to Redis is lost");
+    assert_logged_once(&log, "the connection to Redis is lost", 2);
 }
 
 #[tokio::test]
@@ -370,7 +405,7 @@ async fn redis_is_loading() {
     assert_eq!(recovers(&service, &mut visitor, Instant::now(), RECOVERY).await.count(), 1);
     let log = service.stop();
     assert_eq!(count_lines(&log, "LOADING"), 1, "{log:#?}");
-    assert_logged_once(&log, "Redis cannot be reached:");
+    assert_logged_once(&log, "Redis cannot be reached:", 1);
 }
 
 #[tokio::test]

@@ -1,10 +1,19 @@
-//! Promise: if Redis refuses the password or its certificate does not verify, the program exits within
-//! 5 s of its start, with one line that names the cause and contains no secret. Network errors never
-//! make it exit.
+//! Promise: if Redis refuses what the settings say (the password, the database, the kind of server, a command that
+//! sessions need) or its certificate does not verify, the program exits within 5 s of its start, with one line that names
+//! the cause and contains no secret. Network errors, and refusals that pass by themselves, never make it exit.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
 
-use crate::common::{Authority, Redis, Service, Visitor, eventually, free_port, program, run, sentinel, sentinel_with};
+use futures_util::future::join_all;
+
+use crate::common::{
+    Authority, Cluster, Redis, Service, Visitor, eventually, free_port, program, run, sentinel, sentinel_with,
+};
 
 /// The program exits by then.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -80,6 +89,165 @@ fn a_wrong_password_for_the_sentinels() {
     assert_exits(&format!("{url}&sentinelPassword={MARK}"), None, "at a Sentinel, the password");
 }
 
+/// Redis repeats the arguments of a command that it does not know.
+#[test]
+fn a_command_that_redis_does_not_know() {
+    let redis = Redis::start_with(&["--requirepass", MARK, "--rename-command", "AUTH", ""]);
+    assert_exits(&format!("redis://:{MARK}@localhost:{}", redis.port), None, "AUTH");
+    let redis = Redis::start_with(&["--rename-command", "GETEX", ""]);
+    assert_exits(&redis.url(), None, "GETEX");
+}
+
+#[test]
+fn a_database_that_does_not_exist() {
+    let redis = Redis::start();
+    assert_exits(&format!("{}/99", redis.url()), None, "the database is refused");
+    let sentinel = sentinel(&redis);
+    let url = format!("redis-sentinel://127.0.0.1:{}/99?sentinelServiceName=main", sentinel.port);
+    assert_exits(&url, None, "the database is refused");
+}
+
+#[test]
+fn a_service_that_the_sentinel_does_not_know() {
+    let redis = Redis::start();
+    let sentinel = sentinel(&redis);
+    let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=typo", sentinel.port);
+    assert_exits(&url, None, "sentinelServiceName");
+}
+
+/// A scheme for another kind of server.
+#[test]
+fn a_server_of_another_kind() {
+    let redis = Redis::start();
+    let address = format!("127.0.0.1:{}", redis.port);
+    assert_exits(&format!("redis-cluster://{address}"), None, "not a Redis Cluster");
+    assert_exits(&format!("redis-sentinel://{address}?sentinelServiceName=main"), None, "not a Sentinel");
+    let sentinel = sentinel(&redis);
+    assert_exits(&sentinel.url(), None, "unknown command");
+    assert_exits(&sentinel.url().replace("redis", "redis-cluster"), None, "unknown command");
+    // It answers in clear text, and not as Redis does.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming().map_while(Result::ok) {
+            let _ = (&connection).read(&mut [0; 1024]);
+            let _ = (&connection).write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    assert_exits(&format!("redis://{address}"), None, "Redis's protocol");
+    assert_exits(&format!("rediss://{address}"), None, "TLS");
+}
+
+/// What passes by itself does not end a start: the service waits for it.
+#[tokio::test]
+async fn what_passes_does_not_end_the_program() {
+    let redis = Redis::start();
+    redis.expect_ok(&["CONFIG", "SET", "maxclients", "1"]);
+    // It holds the one place.
+    let _monitor = redis.monitor();
+    let log = assert_keeps_running(&redis.url()).await;
+    assert!(log.iter().any(|line| line.contains("max number of clients")), "{log:#?}");
+}
+
+#[tokio::test]
+async fn one_master_of_a_cluster() {
+    let cluster = Cluster::start().await;
+    for master in &cluster.masters {
+        assert_exits(&master.url(), None, "redis-cluster://");
+    }
+    assert_exits(&format!("{}/1", cluster.masters[0].url()), None, "the database is refused");
+}
+
+/// Restricts the user ada to the rights that the README names, changed by these. The tests are another user.
+fn restrict(redis: &mut Redis, change: &[&str]) {
+    let readme = include_str!("../README.md");
+    let line = readme.lines().find(|line| line.starts_with("ACL SETUSER sessions ")).unwrap();
+    let rights = line.split(' ').skip(3).map(|right| if right.starts_with('>') { ">hunter2" } else { right });
+    let rights: Vec<_> = rights.chain(change.iter().copied()).collect();
+    redis.expect_ok(&["ACL", "SETUSER", "admin", "on", ">admin", "~*", "&*", "+@all"]);
+    redis.expect_ok(&[&["ACL", "SETUSER", "ada"], &rights[..]].concat());
+    redis.expect_ok(&["ACL", "SETUSER", "default", "off"]);
+    redis.cli_options = ["--user", "admin", "--pass", "admin", "--no-auth-warning"].map(str::to_owned).into();
+}
+
+/// The rights that the README names are enough, also for a key pattern that allows no more than ids.
+#[tokio::test]
+async fn a_user_with_just_the_rights() {
+    for (change, database) in [(&[][..], ""), (&["+select"], "/1"), (&["resetkeys", "~??????????????????????"], "")] {
+        let mut redis = Redis::start();
+        restrict(&mut redis, change);
+        let url = format!("redis://ada:{MARK}@localhost:{}{database}", redis.port);
+        let service = Service::start([("REDIS_URL", url.as_str())]);
+        service.wait_until_ready().await;
+        let mut visitors = vec![Visitor::new(); 20];
+        for view in 1..=3 {
+            let counts = join_all(visitors.iter_mut().map(|visitor| visitor.count(&service, "/"))).await;
+            assert_eq!(counts, vec![view; 20], "{change:?}");
+        }
+        let other = Service::start([("REDIS_URL", url.as_str())]);
+        assert_eq!(visitors[0].count(&other, "/").await, 4);
+        let log = service.stop();
+        assert!(!log.iter().any(|line| line.contains("WARN")), "{log:#?}");
+    }
+}
+
+/// Whatever is refused later has changed nothing, and is answered at once.
+#[tokio::test]
+async fn a_right_that_is_taken_away() {
+    let mut redis = Redis::start();
+    restrict(&mut redis, &[]);
+    let url = format!("redis://ada:{MARK}@localhost:{}", redis.port);
+    let service = Service::start([("REDIS_URL", url.as_str())]);
+    let mut visitors = vec![Visitor::new(); 5];
+    join_all(visitors.iter_mut().map(|visitor| visitor.count(&service, "/"))).await;
+    let mut counts = [1; 5];
+    for change in [&["-set"][..], &["-getex"], &["-evalsha"], &["-eval", "-evalsha"], &["resetkeys"], &["-@all"]] {
+        redis.expect_ok(&[&["ACL", "SETUSER", "ada"], change].concat());
+        for (visitor, count) in visitors.iter_mut().zip(&mut counts) {
+            let answer = visitor.view(&service, "/").await;
+            assert!([200, 503].contains(&answer.status), "{answer:?}");
+            *count += u64::from(answer.status == 200);
+        }
+        let ready = Visitor::new().view(&service, "/health/ready").await.status;
+        let is_ready = !matches!(change[0], "-set" | "resetkeys" | "-@all");
+        assert_eq!(ready == 200, is_ready, "{change:?}");
+        restrict(&mut redis, &[]);
+    }
+    for (visitor, count) in visitors.iter_mut().zip(counts) {
+        assert_eq!(visitor.count(&service, "/").await, count + 1);
+    }
+    // It was never read as no answer.
+    let log = service.stop();
+    assert!(!log.iter().any(|line| line.contains("does not answer")), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("Redis refuses")), "{log:#?}");
+}
+
+#[test]
+fn a_user_who_lacks_a_right() {
+    for (change, cause) in [
+        (&["-set"][..], "set"),
+        (&["-getex"], "getex"),
+        (&["-del"], "del"),
+        (&["resetkeys", "~sessions:*"], "key"),
+        (&["resetkeys"], "key"),
+    ] {
+        let mut redis = Redis::start();
+        restrict(&mut redis, change);
+        assert_exits(&format!("redis://ada:{MARK}@localhost:{}", redis.port), None, cause);
+    }
+    // Where the server lacks SET … IFEQ.
+    if !Redis::start().has_ifeq() {
+        for command in ["eval", "evalsha"] {
+            let mut redis = Redis::start();
+            restrict(&mut redis, &[&format!("-{command}")]);
+            assert_exits(&format!("redis://ada:{MARK}@localhost:{}", redis.port), None, command);
+        }
+    }
+    let mut redis = Redis::start();
+    restrict(&mut redis, &[]);
+    assert_exits(&format!("redis://ada:{MARK}@localhost:{}/1", redis.port), None, "select");
+}
+
 #[test]
 fn a_certificate_of_an_unknown_authority() {
     let (trusted, other) = (Authority::new(), Authority::new());
@@ -96,7 +264,7 @@ fn a_certificate_for_another_host() {
     assert_exits(&url, Some(&authority.file()), "certificate");
 }
 
-async fn assert_keeps_running(url: &str) {
+async fn assert_keeps_running(url: &str) -> Vec<String> {
     let service = Service::start([("REDIS_URL", url)]);
     eventually("a line with the cause", async || {
         let log = service.log();
@@ -109,6 +277,7 @@ async fn assert_keeps_running(url: &str) {
     // SIGTERM ends it as usual, with exit code 0.
     let log = service.stop();
     assert!(!log.iter().any(|line| line.contains(MARK)), "{log:#?}");
+    log
 }
 
 #[tokio::test]

@@ -19,8 +19,7 @@ async fn sessions_are_stored_in_redis_over_tls() {
         assert_eq!(visitor.count(&service, "/foo").await, view);
     }
     let keys = redis.keys();
-    let views = keys.iter().filter(|key| key.starts_with("v:"));
-    assert_eq!(views.count(), 1, "{keys:#?}");
+    assert_eq!(keys.len(), 1, "{keys:#?}");
     // That Redis accepts only TLS.
     let mut plain = TcpStream::connect(("127.0.0.1", redis.port)).await.unwrap();
     plain.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
@@ -50,9 +49,8 @@ async fn sessions_are_stored_in_a_cluster_over_tls() {
     let authority = Authority::new();
     let cluster = Cluster::start_with_tls(&authority).await;
     assert_counts(&authority, &cluster.short_url().replace("redis-", "rediss-")).await;
-    let sessions: Vec<_> =
-        cluster.keys().iter().map(|keys| keys.iter().filter(|key| key.starts_with("v:")).count()).collect();
-    assert_eq!(sessions.iter().sum::<usize>(), 10, "{sessions:?}");
+    let keys = cluster.keys();
+    assert_eq!(keys.concat().len(), 10, "{keys:?}");
 }
 
 #[tokio::test]
@@ -63,5 +61,5 @@ async fn sessions_are_stored_behind_a_sentinel_over_tls() {
     let sentinel = sentinel_with(&redis, |port| authority.server_options(port, "127.0.0.1"));
     let url = format!("rediss-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     assert_counts(&authority, &url).await;
-    assert_eq!(redis.keys().iter().filter(|key| key.starts_with("v:")).count(), 10);
+    assert_eq!(redis.keys().len(), 10);
 }

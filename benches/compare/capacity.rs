@@ -48,7 +48,7 @@ pub fn table(ours: &Figures, express: &Figures) -> String {
     text += &both("CPU of the instance for a million views when idle", &|f| format!("{:.0} s", idle(f).0 * MILLION));
     text += &both("the same under load", &|f| format!("{:.0} s", load(f).0 * MILLION));
     text += "\nInstances with one core, and the share of one Redis's core, that a load needs. In a Cluster, \
-             views of different slots share no call, and nearly each costs Redis as much as when idle:\n\n\
+             each session is a command of its own, and costs Redis as much as when idle:\n\n\
              | views/s | instances | one Redis | or masters of a Cluster |\n|---|---|---|---|\n";
     for views in [1e3, 1e4, 1e5, 1e6] {
         let (cpu, redis, _) = load(ours);

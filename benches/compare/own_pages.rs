@@ -1,15 +1,17 @@
 //! The service with more pages, which keep data of their own in the session: its library as anybody would use it. The
 //! peers have the same pages.
 
-use axum::{Extension, routing::get};
+use axum::routing::get;
 use clap::Parser;
 use cloud_run_sessions::{
     config::Config,
     store::Store,
     web::{
         app::{self, counted},
+        atomic_session::AtomicSession,
         error::Error,
         server,
+        session::Sessions,
         views::ViewCount,
     },
 };
@@ -28,32 +30,31 @@ pub fn serve() {
     runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let store = Store::open(&config);
         store.connected().await.unwrap();
+        let sessions = Sessions::new(&store, &config);
         let routes = app::router(&store, &config)
-            .route("/read", counted(get(read), &store, &config))
-            .route("/change", counted(get(change), &store, &config))
-            .route("/fill", counted(get(fill), &store, &config));
+            .route("/read", counted(get(read), &sessions))
+            .route("/change", counted(get(change), &sessions))
+            .route("/fill", counted(get(fill), &sessions));
         let listener = TcpListener::bind(("127.0.0.1", config.port)).await.unwrap();
         server::serve(listener, app::service(routes), std::future::pending()).await;
     });
 }
 
 /// Reads the session's number.
-async fn read(session: Session, Extension(ViewCount(count)): Extension<ViewCount>) -> Result<String, Error> {
+async fn read(session: Session, ViewCount(count): ViewCount) -> Result<String, Error> {
     let number: u64 = session.get(NUMBER).await?.unwrap_or_default();
     Ok(format!("you changed the number {number} times and viewed this page {count} times"))
 }
 
 /// Adds one to the session's number.
-async fn change(session: Session) -> Result<String, Error> {
-    let number = add_one(&session).await?;
+async fn change(session: AtomicSession) -> Result<String, Error> {
+    let number = session
+        .update(NUMBER, |number: &mut u64| {
+            *number += 1;
+            *number
+        })
+        .await?;
     Ok(format!("you changed the number {number} times"))
-}
-
-/// Adds one to the session's number, and returns it.
-async fn add_one(session: &Session) -> Result<u64, Error> {
-    let number = session.get(NUMBER).await?.unwrap_or(0) + 1;
-    session.insert(NUMBER, number).await?;
-    Ok(number)
 }
 
 /// Keeps [`OWN_DATA`] bytes in the session.

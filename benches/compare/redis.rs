@@ -97,8 +97,8 @@ impl Redis {
         let scripts = sum(|name| name.starts_with("eval"));
         Statistics {
             executed,
-            // For returning visitors, a program sends either only scripts or no scripts.
-            sent: if scripts > 0.0 { scripts } else { executed },
+            // Where Redis lacks `SET … IFEQ`, the service sets returning visitors' sessions inside scripts only.
+            sent: if scripts > 0.0 { executed - sum(|name| name == "set") } else { executed },
             received: field(&traffic, "total_net_input_bytes"),
             replied: field(&traffic, "total_net_output_bytes"),
         }

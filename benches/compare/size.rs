@@ -6,15 +6,13 @@ use crate::{
     redis::Redis,
 };
 
-/// Measures the bytes in Redis of a session after one view, and after one view of each page. The replies that are kept
-/// per instance do not belong to a session.
+/// Measures the bytes in Redis of a session after one view, and after one view of each page.
 pub fn in_redis(program: Program, server: &Server, redis: &Redis) -> [f64; 2] {
     let database = program.database();
     let used = || {
         let keys = redis.cli(database, &["KEYS", "*"]);
-        let sessions = keys.lines().filter(|key| !key.starts_with("calls:"));
         let usage = |key| redis.cli(database, &["MEMORY", "USAGE", key, "SAMPLES", "0"]);
-        sessions.map(|key| usage(key).parse::<f64>().unwrap()).sum()
+        keys.lines().map(|key| usage(key).parse::<f64>().unwrap()).sum()
     };
     redis.cli(database, &["FLUSHDB"]);
     let (mut connection, mut visitor) = (server.connect(), Visitor::default());

@@ -1,69 +1,56 @@
-//! Counts views in Redis: many in one call (group commit), and each of them once.
+//! Changes sessions in Redis: each change exactly once, and many in one call (group commit).
 //!
 //! # Claim
-//! A view that is answered with a count was counted exactly once. For each session and path, every count from 1 on
-//! is answered at most once, and none is skipped but for views that ended in an error or whose client disconnected.
+//! A change that is answered was applied exactly once: a view was counted, and its number was given to no other. What is
+//! not answered with success was not applied, but for [`Error::Unanswered`] and [`Error::Garbled`], after which nobody can
+//! tell.
 //!
-//! # Prior art
-//! This is the client table of Viewstamped Replication (Liskov and Cowling, "Viewstamped Replication
-//! Revisited", 2012, section 4.1) and of Raft (Ongaro, "Consensus: Bridging Theory and Practice", 2014,
-//! section 6.3): a client numbers its requests and has one in flight; the server keeps the last number and
-//! reply of each client, and answers a repetition from there. The client is a lane of this instance,
-//! the request a *call* of `count_views.lua`. A call may take several *attempts*, all under one number.
+//! # Protocol
+//! A session is one value. A change is a function from a value to the next one. To apply it, an instance takes the value
+//! that it remembers or reads, makes the next one, and sends a compare-and-set of the two; if another value is there, it
+//! applies the change to that one and sends again. This is optimistic concurrency control with a compare-and-set, as in
+//! Herlihy, "Wait-Free Synchronization", 1991.
 //!
-//! # Invariants
-//! 1. *A lane has one call in flight.* It is taken before its task begins, and free when that ends: one task at a time,
-//!    which takes up the next batch when the last call was answered or given up.
-//! 2. *A number names one call.* Numbers grow, and the keys of kept replies are random for each process.
-//! 3. *The number of the kept reply never falls.* The script replaces only a reply with a lower number.
-//! 4. *A call is counted if and only if its reply is kept.* The script does both or neither, and Redis runs
-//!    a script in one step. (A call whose sessions are all over counts nothing and keeps nothing.)
-//! 5. *Counts expire before their record.* So a count above 1 proves that the session lives. See
-//!    [`super::lifetime`].
+//! **A value never comes again**, since it names the write that stored it: a random name of the instance and a number
+//! that the instance never uses again. So a call is applied at most once, and only while what it expects is there;
+//! sending it again is harmless, and a late one is void. Nothing depends on clocks, on how late a call can arrive, or on
+//! how long an instance was frozen.
 //!
-//! By 3 and 4 a call is counted at most once. By 1 no newer call can replace its reply before its last
-//! attempt, so an attempt that is answered returns this call's own reply, whichever attempt counted it.
+//! When a call is answered, then for each session:
+//! 1. *It is stored.* The change is applied, and its result is known: this instance made the new value.
+//! 2. *Another value is there, and each sending was answered.* It is not stored, and never will be: what it expects is
+//!    gone. The change is applied to what is there.
+//! 3. *Another value is there, and a sending was not answered.* That value tells: it names this write, so it was stored;
+//!    or it names an older one of this instance, or its version is too low for the name to be gone already, so it was
+//!    not, as in 2. Else nobody can tell: [`Error::Unanswered`]. See [`Contents::fate`].
+//! 4. *Nothing is there.* The session is over, and with it whatever was stored.
 //!
-//! # Races
-//! 1. *An attempt is lost on its way.* The next one is the first to be counted.
-//! 2. *A reply is lost.* The next attempt finds the reply kept, is undone, and returns it.
-//! 3. *An attempt arrives twice, or after its repetition.* The same.
-//! 4. *An attempt arrives after a newer call of its lane.* The kept reply has a higher number: the attempt is
-//!    undone and renews nothing, and the reply it returns is ignored.
-//! 5. *An attempt arrives after its session is over.* Nothing is counted, and nothing is left behind: ids are
-//!    random and never used again.
-//! 6. *A session ends, is deleted or saved while its view waits.* The script sees the session before or after.
-//! 7. *A client disconnects.* Before its batch is built, its view is not counted; later, it is.
-//! 8. *Two lanes count views of one session.* Redis runs one call after the other. Each has its own kept reply, and
-//!    what is undone are a call's own increments.
-//! 9. *This instance freezes.* An attempt is not sent after its deadline, and a reply that is read after it is
-//!    dropped, see `retry.rs`.
+//! If a call has no answer in time, nobody can tell.
+//!
+//! # Group commit
+//! One write of a session is in flight at a time. Changes that arrive meanwhile join its next write, and the writes of
+//! many sessions share a call; see `pacing.rs`. A change never joins a write that was sent.
 //!
 //! # Assumptions
-//! - Redis does not evict keys, and runs scripts atomically.
-//! - An attempt arrives within [`REPLY_KEPT_FOR`] of its call. TCP gives up long before; but a process that
-//!   freezes for longer, after it has looked at its deadline and before it writes, breaks this.
-//! - The clocks need not agree. They only have to run at about one rate, also while the machine is suspended, see
-//!   [`super::lifetime`].
+//! - Redis does not evict keys, and executes a command or script atomically.
+//! - Ids and names of instances, 128 and 64 random bits, are unique.
 //!
 //! # Not promised
 //! - After a failover to a replica that lacks the last writes, their counts are given out again.
 //! - A new visitor's requests that overlap have no session in common yet: each begins one.
-//! - A view that ends in [`Error::Unanswered`] may have been counted.
 
 use std::{
-    collections::HashMap,
-    mem,
+    collections::VecDeque,
+    fmt, mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-use fred::{
-    bytes::BytesMut,
-    types::{Key, Value},
-};
+use foldhash::HashMap;
+use fred::bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -72,74 +59,162 @@ use tokio::{
 use tower_sessions::session::Id;
 
 use super::{
+    compare_and_set::{CompareAndSet, SendCommand, Swap, Swapped},
+    contents::{self, Contents, Data, Fate, Write},
     error::Error,
-    first_view::FirstView,
-    keys::{self, ReplyKeys},
-    lifetime::{Lifetime, MARGIN, REPLY_KEPT_FOR, Renewed},
-    pacing::{self, LastCall, MAX_BATCH, MAX_LANES},
-    script::{self, RunScript, Script},
+    pacing::{self, LastCall, MAX_BATCH},
+    remembered::Remembered,
+    retry::{Answer, PATIENCE, until_answered},
+    ttl::{Now, SessionTtl},
 };
 
-/// The most views that may wait or be in a call; one more is refused. Cloud Run sends at most 1,000 requests to an
+/// The most changes that may wait or be in a call; one more is refused. Cloud Run sends at most 1,000 requests to an
 /// instance at once.
-const MAX_VIEWS: usize = 2 * MAX_BATCH;
+const MAX_CHANGES: usize = 2 * MAX_BATCH;
 
-/// What can share a call: in a Cluster the views of this slot; elsewhere, without a slot, all.
-type Slot = Option<u16>;
+/// How long an instance that has written a session after a conflict leaves it to others, at least. More changes join
+/// meanwhile.
+const SHORTEST_TURN: Duration = Duration::from_millis(5);
 
-/// A view's count, or none if its session is over.
-pub type Counted = Result<Option<u64>, Error>;
+/// A change of the pages' own data.
+pub type DataChange = Box<dyn FnMut(&mut Data) -> Result<(), Error> + Send>;
 
-/// Counts views. A clone is another handle on the same committer.
+/// One in so many writes of a session that other instances write too is followed by a break of [`BREAK`]. Else an instance
+/// that writes it at shorter intervals than another's round trip would always be first, and the other's never stored.
+const BREAK_EVERY: u64 = 25;
+
+/// Long enough for a round trip of the others and a half.
+const BREAK: Duration = Duration::from_millis(50);
+
+/// A change of a session.
+pub enum Change {
+    /// Counts a view of this path.
+    View(Box<str>),
+    /// Changes the pages' own data. It may be called several times, each time with what another one left.
+    Data(DataChange),
+    /// Ends the session.
+    End,
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::View(_) => "View",
+            Self::Data(_) => "Data",
+            Self::End => "End",
+        })
+    }
+}
+
+impl Change {
+    /// Applies the change. Returns a view's count, else 0.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] if the session was ended; [`Error::TooLarge`]; those of [`Change::Data`]. Then nothing is changed.
+    pub fn apply<'a>(&'a mut self, contents: &mut Contents<'a>) -> Result<u64, Error> {
+        if contents.is_ended {
+            return Err(Error::Ended);
+        }
+        match self {
+            Self::View(path) => contents.count(path),
+            Self::Data(change) => contents.change(change).map(|()| 0),
+            Self::End => {
+                contents.end();
+                Ok(0)
+            }
+        }
+    }
+}
+
+/// A change that was applied.
 #[derive(Clone, Debug)]
+pub struct Applied {
+    /// The count, if it was a view.
+    pub count: u64,
+    /// The session's value with this change, see [`Contents`].
+    pub value: Bytes,
+}
+
+/// What became of a change; nothing if there is no such session.
+pub type Outcome = Result<Option<Applied>, Error>;
+
+/// Changes sessions. A clone is another handle on the same committer.
+#[derive(Debug)]
 pub struct Committer<R>(Arc<Shared<R>>);
 
-#[derive(Debug)]
-struct Shared<R> {
-    redis: R,
-    script: Script,
-    lifetime: Lifetime,
-    renewed: Arc<Renewed>,
-    /// Where Redis keeps the replies to this instance.
-    reply_keys: ReplyKeys,
-    /// The number of the last call.
-    calls: AtomicU64,
-    /// The queues that have a lane taken.
-    queues: Mutex<HashMap<Slot, Queue>>,
-    /// One permit for each view that waits or is in flight.
-    permits: Arc<Semaphore>,
-}
-
-/// The views that can share a call.
-#[derive(Debug, Default)]
-struct Queue {
-    /// They wait for the next call of any lane.
-    waiting: Vec<View>,
-    /// Which lanes are taken: each has a task.
-    lanes: [bool; MAX_LANES],
-    /// The last call that ended, if it was answered.
-    last: Option<LastCall>,
-}
-
-impl Queue {
-    fn taken(&self) -> usize {
-        self.lanes.iter().filter(|is_taken| **is_taken).count()
+impl<R> Clone for Committer<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
 #[derive(Debug)]
-struct View {
-    session: Id,
-    path: Box<str>,
+struct Shared<R> {
+    redis: R,
+    compare_and_set: Arc<CompareAndSet>,
+    ttl: SessionTtl,
+    /// The name of this instance in the values that it writes.
+    instance: u64,
+    /// The number of its last write.
+    writes: AtomicU64,
+    state: Mutex<State>,
+    /// One permit for each change that waits or is in flight.
+    permits: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The sessions that are being read or written.
+    sessions: HashMap<Id, Session>,
+    /// Those whose value is known and that wait for the next call.
+    ready: VecDeque<Id>,
+    /// How many calls are in flight.
+    calls: usize,
+    /// The last call that ended, if it was answered.
+    last: Option<LastCall>,
+    remembered: Remembered,
+}
+
+/// A session that is being read or written.
+#[derive(Debug, Default)]
+struct Session {
+    /// The changes for its next write.
+    waiting: Vec<Waiting>,
+    /// What it holds, as far as is known; nothing while it is read or in a call.
+    value: Option<Value>,
+}
+
+/// What a session holds.
+#[derive(Debug)]
+struct Value {
+    bytes: Bytes,
+    source: Source,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// It was remembered. Another instance may have replaced it.
+    Memory,
+    /// It was read or written just now.
+    Redis,
+    /// It was found in place of another one, or read soon after: other instances write the session at the same time.
+    Conflict,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    change: Change,
     /// The request that waits.
-    request: oneshot::Sender<Counted>,
+    request: oneshot::Sender<Outcome>,
+    since: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
-impl View {
-    fn answer(self, counted: Counted) {
+impl Waiting {
+    fn answer(self, outcome: Outcome) {
         // The client may have disconnected.
-        let _ = self.request.send(counted);
+        let _ = self.request.send(outcome);
     }
 
     fn is_awaited(&self) -> bool {
@@ -147,216 +222,570 @@ impl View {
     }
 }
 
-impl<R: RunScript> Committer<R> {
-    /// Counts in this Redis, and renews sessions that are not in `renewed`.
-    pub fn new(redis: R, lifetime: Lifetime, renewed: Arc<Renewed>) -> Self {
-        Self(Arc::new(Shared {
-            script: Script::new(include_str!("count_views.lua")),
-            lifetime,
-            renewed,
-            reply_keys: ReplyKeys::new(redis.is_clustered()),
-            redis,
-            calls: AtomicU64::new(0),
-            queues: Mutex::default(),
-            permits: Arc::new(Semaphore::new(MAX_VIEWS)),
-        }))
-    }
+/// A write of a session: what a call knows of it beside its [`Swap`].
+#[derive(Debug)]
+struct Draft {
+    write: Write,
+    /// The version that it replaces.
+    replaced: u64,
+    /// Where the value that it replaces comes from.
+    source: Source,
+    /// Whether the session is left to other instances then, see [`BREAK_EVERY`].
+    takes_break: bool,
+    /// The changes in it, and the count of each.
+    changes: Vec<(Waiting, u64)>,
+}
 
-    /// Counts a view of `path`. See [`super::Store::count_view`].
-    ///
-    /// # Errors
-    /// As for [`super::Store::count_view`].
-    pub async fn count_view(&self, session: Id, path: &str) -> Counted {
-        let shared = &self.0;
-        let (request, counted) = oneshot::channel();
-        let view = View { session, path: path.into(), request, _permit: shared.permit()? };
-        shared.enqueue(view);
-        // A lane's task answers every view, unless the runtime ends first.
-        counted.await.unwrap_or(Err(Error::Unanswered))
-    }
+/// What became of a write, and so what the session holds.
+#[derive(Debug)]
+enum Written {
+    /// It was stored before this value, or is this value.
+    Stored(Bytes),
+    /// It was not stored, and never will be.
+    NotStored(Bytes),
+    /// The session is over.
+    Gone,
+    /// It was not stored if the error says so. What the session holds is not known.
+    Failed(Error),
+}
 
-    /// Whether no lane is taken, and every permit has come back.
-    pub fn is_idle(&self) -> bool {
-        self.0.queues.lock().is_empty() && self.0.permits.available_permits() == MAX_VIEWS
+impl Draft {
+    /// Reads the answer to the call; see the head of this file.
+    fn written(&self, swap: &Swap, reply: Result<Swapped, Error>, is_in_doubt: bool) -> Written {
+        match reply {
+            Ok(Swapped::Stored) => Written::Stored(swap.new.clone()),
+            Ok(Swapped::Other(held)) if !is_in_doubt => Written::NotStored(held),
+            Ok(Swapped::Other(held)) => {
+                match Contents::decode(&swap.id, &held).map(|contents| contents.fate(self.write, self.replaced)) {
+                    Ok(Fate::Stored) => Written::Stored(held),
+                    Ok(Fate::NotStored) => Written::NotStored(held),
+                    Ok(Fate::Unknown) | Err(_) => Written::Failed(Error::Unanswered),
+                }
+            }
+            Ok(Swapped::Gone) => Written::Gone,
+            Err(error) if !is_in_doubt => Written::Failed(error),
+            _ => Written::Failed(Error::Unanswered),
+        }
     }
 }
 
-impl<R: RunScript> Shared<R> {
+/// A session whose write has ended.
+#[derive(Debug)]
+struct Ended {
+    id: Id,
+    written: Written,
+    changes: Vec<(Waiting, u64)>,
+    /// Whether a remembered value was right, if one was used.
+    was_right: Option<bool>,
+    source: Source,
+    takes_break: bool,
+}
+
+impl<R: SendCommand> Committer<R> {
+    /// Changes the sessions in this Redis.
+    pub fn new(redis: R, compare_and_set: Arc<CompareAndSet>, ttl: SessionTtl) -> Self {
+        Self(Arc::new(Shared {
+            redis,
+            compare_and_set,
+            ttl,
+            instance: rand::random(),
+            writes: AtomicU64::new(0),
+            state: Mutex::default(),
+            permits: Arc::new(Semaphore::new(MAX_CHANGES)),
+        }))
+    }
+
+    /// Applies a change to a session, and renews the session.
+    ///
+    /// # Errors
+    /// See [`super::Store::change`].
+    pub async fn change(&self, id: Id, change: Change) -> Outcome {
+        let shared = &self.0;
+        let (request, outcome) = oneshot::channel();
+        let waiting = Waiting { change, request, since: Instant::now(), _permit: shared.permit()? };
+        shared.enqueue(id, waiting);
+        // A task answers every change, unless the runtime ends first.
+        outcome.await.unwrap_or(Err(Error::Unanswered))
+    }
+
+    /// Begins a session. Returns its id and its value.
+    ///
+    /// # Errors
+    /// See [`super::Store::create`].
+    pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
+        let Shared { redis, compare_and_set, ttl, state, .. } = &*self.0;
+        let created = until_answered(|send_by| async move {
+            // Never an id that a client sent, nor that of an earlier attempt, whose session may exist if only its reply
+            // was lost. That session stays unused.
+            let id = Id::default();
+            let sealed = ttl.seal(&id, &mut contents.clone(), ttl.now())?;
+            let (value, ttl) = sealed.ok_or(Error::Ended)?;
+            compare_and_set.create(redis, send_by, &id, value.clone(), ttl).await?;
+            Ok((id, value))
+        });
+        let (id, value) = created.await.of_repeatable()?;
+        state.lock().remembered.put(id, value.clone());
+        Ok((id, value))
+    }
+
+    /// What a session holds; nothing if there is no such session.
+    ///
+    /// # Errors
+    /// See [`super::Store::read`].
+    pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
+        let Shared { redis, compare_and_set, ttl, .. } = &*self.0;
+        let read = until_answered(|send_by| compare_and_set.read(redis, send_by, id)).await;
+        let Some(value) = read.of_repeatable()? else { return Ok(None) };
+        let lives = ttl.lives(id, &value, ttl.now())?;
+        Ok(lives.then_some(value))
+    }
+
+    /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new id
+    /// and value; nothing if there is no such session.
+    ///
+    /// First the new session stands, then the old one ends. Nobody knows the new id until this returns. So what changes
+    /// the old session in between is carried over, by making the new one again.
+    ///
+    /// # Errors
+    /// See [`super::Store::change_id`].
+    pub async fn change_id(
+        &self,
+        old: &Id,
+        mut change: impl FnMut(&mut Contents) -> Result<(), Error>,
+    ) -> Result<Option<(Id, Bytes)>, Error> {
+        let shared = &*self.0;
+        let Shared { redis, compare_and_set, ttl, .. } = shared;
+        let since = Instant::now();
+        let Some(mut expected) = self.read(old).await? else { return Ok(None) };
+        loop {
+            let value = expected.clone();
+            let contents = Contents::decode(old, &value)?;
+            let mut going_on = contents.clone();
+            change(&mut going_on)?;
+            let new = self.create(&going_on).await?;
+            // Under a name of its own: it does not wait for this instance's other writes, and of these a value tells only
+            // the last.
+            let write = Write { instance: rand::random(), number: 1 };
+            let mut end = contents.clone();
+            end.end();
+            end.sign(write);
+            let replaced = contents.version();
+            let sealed = ttl.seal(old, &mut end, ttl.now())?;
+            let (ended, ttl) = sealed.ok_or(Error::Ended)?;
+            let swap = Swap { id: *old, expected: expected.clone(), new: ended, ttl };
+            let draft = Draft { write, replaced, source: Source::Redis, takes_break: false, changes: Vec::new() };
+            let swaps = std::slice::from_ref(&swap);
+            let answer = until_answered(|send_by| compare_and_set.swap(redis, send_by, swaps)).await;
+            let reply = answer.reply.and_then(|mut replies| replies.pop().unwrap_or(Err(Error::Garbled)));
+            let written = draft.written(&swap, reply, answer.is_in_doubt);
+            if let Written::Stored(_) = written {
+                return Ok(Some(new));
+            }
+            // Nobody will ask for the session that was to go on. If this fails, it ends by itself.
+            let _ = compare_and_set.delete(redis, Instant::now() + PATIENCE, &new.0).await;
+            match written {
+                Written::NotStored(held) if contents::is_ended(&held) => return Err(Error::Ended),
+                Written::NotStored(held) if since.elapsed() < PATIENCE => expected = held,
+                Written::Gone => return Ok(None),
+                Written::Failed(error) => return Err(error),
+                _ => return Err(Error::Overloaded),
+            }
+        }
+    }
+
+    /// Whether nothing waits or is in flight, and every permit has come back.
+    pub fn is_idle(&self) -> bool {
+        let state = self.0.state.lock();
+        let is_empty = state.sessions.is_empty() && state.ready.is_empty() && state.calls == 0;
+        is_empty && self.0.permits.available_permits() == MAX_CHANGES
+    }
+}
+
+impl<R: SendCommand> Shared<R> {
     fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
         let permit = || self.permits.clone().try_acquire_owned();
         permit().or_else(|_| {
             // Clients that have disconnected may hold some.
-            for queue in self.queues.lock().values_mut() {
-                queue.waiting.retain(View::is_awaited);
+            for session in self.state.lock().sessions.values_mut() {
+                session.waiting.retain(Waiting::is_awaited);
             }
             permit().map_err(|_| Error::Overloaded)
         })
     }
 
-    /// Lets the view wait for the next call, and takes another lane if one more call may be in flight.
-    fn enqueue(self: &Arc<Self>, view: View) {
-        let slot = self.redis.is_clustered().then(|| keys::slot(&view.session));
-        let mut queues = self.queues.lock();
-        let queue = queues.entry(slot).or_default();
-        queue.waiting.push(view);
-        if queue.taken() < max_lanes(slot, queue)
-            && let Some(lane) = queue.lanes.iter().position(|is_taken| !is_taken)
-        {
-            queue.lanes[lane] = true;
-            tokio::spawn(self.clone().serve(slot, lane));
+    /// Lets a change wait for the session's next write, and begins that if none is in flight.
+    fn enqueue(self: &Arc<Self>, id: Id, waiting: Waiting) {
+        let mut state = self.state.lock();
+        if let Some(session) = state.sessions.get_mut(&id) {
+            session.waiting.push(waiting);
+            return;
+        }
+        let remembered = state.remembered.take(&id);
+        if remembered.is_some() && state.remembered.is_trusted() {
+            let value = remembered.map(|bytes| Value { bytes, source: Source::Memory });
+            state.sessions.insert(id, Session { waiting: vec![waiting], value });
+            state.ready.push_back(id);
+            self.begin_call(&mut state);
+        } else {
+            state.sessions.insert(id, Session { waiting: vec![waiting], value: None });
+            tokio::spawn(self.clone().read(id, remembered, Source::Redis));
         }
     }
 
-    /// Counts the queue's views in this lane, call by call, until none wait or the other lanes are enough.
-    async fn serve(self: Arc<Self>, slot: Slot, lane: usize) {
-        while let Some(batch) = self.next_batch(slot, lane) {
-            let last = self.count(slot, lane, batch).await;
-            if let Some(pause) = last.and_then(pacing::pause) {
+    /// Begins one more call if there may be one.
+    fn begin_call(self: &Arc<Self>, state: &mut State) {
+        // Sessions that come one by one wait for no other.
+        if state.calls < if self.compare_and_set.takes_many() { pacing::max_calls(state.last) } else { usize::MAX } {
+            state.calls += 1;
+            tokio::spawn(self.clone().serve());
+        }
+    }
+
+    /// Reads a session, for its next write. `remembered` is what was remembered of it and not trusted.
+    async fn read(self: Arc<Self>, id: Id, remembered: Option<Bytes>, source: Source) {
+        let read = until_answered(|send_by| self.compare_and_set.read(&self.redis, send_by, &id)).await;
+        let mut state = self.state.lock();
+        let outcome = match read.reply {
+            Ok(Some(bytes)) => {
+                if let Some(remembered) = remembered {
+                    state.remembered.learn(remembered == bytes);
+                }
+                if let Some(session) = state.sessions.get_mut(&id) {
+                    session.value = Some(Value { bytes, source });
+                    state.ready.push_back(id);
+                    self.begin_call(&mut state);
+                }
+                return;
+            }
+            Ok(None) => Ok(None),
+            // Reading has changed nothing.
+            Err(Error::Unanswered) => Err(Error::Unreached),
+            Err(Error::Garbled) => Err(Error::Unreadable),
+            Err(error) => Err(error),
+        };
+        let session = state.sessions.remove(&id);
+        drop(state);
+        session.into_iter().flat_map(|session| session.waiting).for_each(|waiting| waiting.answer(outcome.clone()));
+    }
+
+    /// Makes calls until no session is ready or other calls are enough.
+    async fn serve(self: Arc<Self>) {
+        while let Some(batch) = self.next_batch() {
+            if let Some(pause) = self.call(batch).await.and_then(pacing::pause) {
                 sleep(pause).await;
             }
         }
     }
 
-    /// Takes the next batch out of the queue, or gives up the lane.
-    fn next_batch(&self, slot: Slot, lane: usize) -> Option<Vec<View>> {
-        let mut queues = self.queues.lock();
-        let queue = queues.get_mut(&slot)?;
-        queue.waiting.retain(View::is_awaited);
-        if queue.waiting.is_empty() || queue.taken() > max_lanes(slot, queue) {
-            queue.lanes[lane] = false;
-            if queue.taken() == 0 {
-                queues.remove(&slot);
-            }
+    /// Takes the sessions for the next call, with their values and changes.
+    fn next_batch(&self) -> Option<Vec<(Id, Session)>> {
+        let mut state = self.state.lock();
+        let takes_many = self.compare_and_set.takes_many();
+        let size =
+            if takes_many { pacing::batch_size(state.ready.len(), state.last) } else { state.ready.len().min(1) };
+        if size == 0 || takes_many && state.calls > pacing::max_calls(state.last) {
+            state.calls -= 1;
             return None;
         }
-        let size = pacing::batch_size(queue.waiting.len(), queue.last);
-        Some(queue.waiting.drain(..size).collect())
+        let ids: Vec<_> = state.ready.drain(..size).collect();
+        let take = |id| Some((id, mem::take(state.sessions.get_mut(&id)?)));
+        Some(ids.into_iter().filter_map(take).collect())
     }
 
-    /// Counts a batch in one call, and answers its views.
-    async fn count(&self, slot: Slot, lane: usize, batch: Vec<View>) -> Option<LastCall> {
-        let begin = Instant::now();
-        let counted = self.call(slot, lane, &batch).await;
-        let last = counted.is_ok().then(|| LastCall { batch: batch.len(), took: begin.elapsed() });
-        let mut waiting = Vec::new();
-        // It is there, since this lane is taken.
-        if let Some(queue) = self.queues.lock().get_mut(&slot) {
-            queue.last = last;
-            if let Err(Error::Unanswered | Error::Unreached) = counted {
-                // Redis is out of reach. They may have waited as long as this call, and would wait as long again.
-                waiting = mem::take(&mut queue.waiting);
+    /// Writes sessions in one call, and answers their changes.
+    async fn call(self: &Arc<Self>, batch: Vec<(Id, Session)>) -> Option<LastCall> {
+        let (begin, now) = (Instant::now(), self.ttl.now());
+        let (mut swaps, mut drafts) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        let mut ended = Vec::with_capacity(batch.len());
+        for (id, Session { waiting, value }) in batch {
+            let Some(value) = value else { continue };
+            match self.draft(id, value, waiting, now) {
+                Ok((swap, draft)) => {
+                    swaps.push(swap);
+                    drafts.push(draft);
+                }
+                Err(written) => {
+                    let (source, changes) = (Source::Redis, Vec::new());
+                    ended.push(Ended { id, written, changes, was_right: None, source, takes_break: false });
+                }
             }
         }
-        for view in waiting {
-            view.answer(Err(Error::Unreached));
+        let (mut last, mut is_outage) = (None, false);
+        if !swaps.is_empty() {
+            let swap = |send_by| self.compare_and_set.swap(&self.redis, send_by, &swaps);
+            let Answer { reply, is_in_doubt } = until_answered(swap).await;
+            last = reply.is_ok().then(|| LastCall { batch: swaps.len(), took: begin.elapsed() });
+            is_outage = matches!(reply, Err(Error::Unanswered | Error::Unreached));
+            let replies = reply.unwrap_or_else(|error| vec![Err(error); swaps.len()]);
+            for ((swap, draft), reply) in swaps.into_iter().zip(drafts).zip(replies) {
+                let written = draft.written(&swap, reply, is_in_doubt);
+                let was_right = match written {
+                    Written::Stored(_) => Some(true),
+                    Written::NotStored(_) | Written::Gone => Some(false),
+                    Written::Failed(_) => None,
+                };
+                let was_right = was_right.filter(|_| draft.source == Source::Memory);
+                let Draft { source, takes_break, changes, .. } = draft;
+                ended.push(Ended { id: swap.id, written, changes, was_right, source, takes_break });
+            }
         }
-        match counted {
-            Ok(counts) => batch.into_iter().zip(counts).for_each(|(view, counted)| view.answer(counted)),
-            Err(error) => batch.into_iter().for_each(|view| view.answer(Err(error.clone()))),
-        }
+        self.finish(ended, last, is_outage);
         last
     }
 
-    /// Counts the batch in Redis. Returns the result for each view.
-    async fn call(&self, slot: Slot, lane: usize, batch: &[View]) -> Result<Vec<Counted>, Error> {
-        let number = self.calls.fetch_add(1, Relaxed) + 1;
-        let begin = Instant::now();
-        let sessions = || batch.iter().map(|view| &view.session);
-        let are_due = self.renewed.are_due(sessions(), begin);
-        let reply_key = self.reply_keys.key(slot, lane);
-        let arguments = || self.arguments(number, &reply_key, batch, &are_due);
-        let reply = script::run(&self.redis, begin, &self.script, arguments).await?;
-        // Only this lane writes to its key, one call after the other: another reply is a fault, and is not handed out.
-        let counts = read_reply(&reply, number, batch.len()).ok_or(Error::Unanswered)?;
-        let renewed = sessions().zip(&are_due).zip(&counts);
-        let renewed = renewed
-            .filter_map(|((session, is_due), counted)| (*is_due && matches!(counted, Ok(Some(_)))).then_some(*session));
-        self.renewed.remember(renewed, begin);
-        Ok(counts)
-    }
-
-    /// The script's keys and arguments.
-    fn arguments(&self, number: u64, reply_key: &Key, batch: &[View], are_due: &[bool]) -> (Vec<Key>, Vec<Value>) {
-        let mut keys = Vec::with_capacity(1 + 2 * batch.len());
-        keys.push(reply_key.clone());
-        keys.extend(keys::of_sessions(batch.iter().map(|view| &view.session)));
-        let due: String = are_due.iter().map(|is_due| if *is_due { '1' } else { '0' }).collect();
-        let mut arguments = Vec::with_capacity(6 + batch.len());
-        arguments.extend([
-            Value::from(number as i64),
-            Value::from(self.lifetime.record_millis()),
-            Value::from(MARGIN.as_millis() as i64),
-            Value::from(REPLY_KEPT_FOR.as_secs() as i64),
-            Value::from_static_str(FirstView::KEY),
-            due.into(),
-        ]);
-        // One buffer for all paths.
-        let mut paths = BytesMut::with_capacity(batch.iter().map(|view| view.path.len()).sum());
-        arguments.extend(batch.iter().map(|view| {
-            paths.extend_from_slice(view.path.as_bytes());
-            Value::from(paths.split().freeze())
-        }));
-        (keys, arguments)
-    }
-}
-
-/// How many lanes of a queue may be taken. In a Cluster it is one: other slots have their own calls in flight.
-fn max_lanes(slot: Slot, queue: &Queue) -> usize {
-    if slot.is_some() { 1 } else { pacing::max_lanes(queue.last) }
-}
-
-/// Reads the script's reply to the call of this number and size: the result for each view. None if it is
-/// anything else.
-fn read_reply(reply: &str, number: u64, size: usize) -> Option<Vec<Counted>> {
-    let (first, lines) = reply.split_once('\n')?;
-    if first != number.to_string() {
-        return None;
-    }
-    let mut counts = Vec::with_capacity(size);
-    for line in lines.split('\n') {
-        counts.push(match line.strip_prefix('-') {
-            Some(error) => Err(Error::Refused(error.to_owned())),
-            None if !line.bytes().all(|byte| byte.is_ascii_digit()) => return None,
-            None => Ok(Some(line.parse().ok()?).filter(|count| *count > 0)),
+    /// Applies changes to what a session holds. Answers those that fail. If none is left, what the session holds stays.
+    fn draft(&self, id: Id, value: Value, mut waiting: Vec<Waiting>, now: Now) -> Result<(Swap, Draft), Written> {
+        waiting.retain(Waiting::is_awaited);
+        let Value { bytes: expected, source } = value;
+        let write = self.next_write();
+        let applied = Contents::decode(&id, &expected).and_then(|mut contents| {
+            let replaced = contents.version();
+            let counts: Vec<_> = waiting.iter_mut().map(|waiting| waiting.change.apply(&mut contents)).collect();
+            contents.sign(write);
+            let takes_break = contents.is_shared() && write.number.is_multiple_of(BREAK_EVERY);
+            Ok((replaced, takes_break, counts, self.ttl.seal(&id, &mut contents, now)?))
         });
+        let (replaced, takes_break, counts, new, ttl) = match applied {
+            Ok((replaced, takes_break, counts, Some((new, ttl)))) => (replaced, takes_break, counts, new, ttl),
+            // Its last day is over.
+            Ok((.., None)) => {
+                waiting.into_iter().for_each(|waiting| waiting.answer(Ok(None)));
+                return Err(Written::Gone);
+            }
+            Err(error) => {
+                waiting.into_iter().for_each(|waiting| waiting.answer(Err(error.clone())));
+                return Err(Written::Failed(error));
+            }
+        };
+        let mut changes = Vec::with_capacity(waiting.len());
+        for (waiting, count) in waiting.into_iter().zip(counts) {
+            match count {
+                Ok(count) => changes.push((waiting, count)),
+                Err(error) => waiting.answer(Err(error)),
+            }
+        }
+        if changes.is_empty() {
+            return Err(Written::NotStored(expected));
+        }
+        Ok((Swap { id, expected, new, ttl }, Draft { write, replaced, source, takes_break, changes }))
     }
-    (counts.len() == size).then_some(counts)
+
+    fn next_write(&self) -> Write {
+        Write { instance: self.instance, number: self.writes.fetch_add(1, Relaxed) + 1 }
+    }
+
+    /// Answers the changes of sessions whose write has ended, and prepares their next writes.
+    fn finish(self: &Arc<Self>, ended: Vec<Ended>, last: Option<LastCall>, is_outage: bool) {
+        let mut answers = Vec::with_capacity(ended.len());
+        let mut state = self.state.lock();
+        state.last = last.or(state.last);
+        for Ended { id, written, changes, was_right, source, takes_break } in ended {
+            was_right.inspect(|was_right| state.remembered.learn(*was_right));
+            let waiting =
+                state.sessions.get_mut(&id).map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
+            let (value, waiting) = match written {
+                Written::Stored(value) => {
+                    let applied = |count| Ok(Some(Applied { count, value: value.clone() }));
+                    answers.extend(changes.into_iter().map(|(waiting, count)| (waiting, applied(count))));
+                    if takes_break || source == Source::Conflict && !waiting.is_empty() {
+                        let turn = state.last.map_or(SHORTEST_TURN, |last| SHORTEST_TURN.max(2 * last.took));
+                        state.sessions.insert(id, Session { waiting, value: None });
+                        tokio::spawn(self.clone().give_way(id, value, if takes_break { BREAK } else { turn }));
+                        continue;
+                    }
+                    (Some((value, Source::Redis)), waiting)
+                }
+                Written::NotStored(value) => {
+                    let mut again = Vec::with_capacity(changes.len() + waiting.len());
+                    for (waiting, _) in changes {
+                        if waiting.since.elapsed() < PATIENCE {
+                            again.push(waiting);
+                        } else {
+                            answers.push((waiting, Err(Error::Overloaded)));
+                        }
+                    }
+                    again.extend(waiting);
+                    (Some((value, Source::Conflict)), again)
+                }
+                Written::Gone => {
+                    let all = changes.into_iter().map(|(waiting, _)| waiting).chain(waiting);
+                    answers.extend(all.map(|waiting| (waiting, Ok(None))));
+                    (None, Vec::new())
+                }
+                Written::Failed(error) => {
+                    answers.extend(changes.into_iter().map(|(waiting, _)| (waiting, Err(error.clone()))));
+                    // They may have waited through this call already, and would wait as long for the next.
+                    let waiting = if is_outage { refuse(waiting, &mut answers) } else { waiting };
+                    (None, waiting)
+                }
+            };
+            self.go_on(&mut state, id, value, waiting);
+        }
+        if is_outage && self.compare_and_set.takes_many() {
+            // The same holds for all other sessions.
+            let State { ready, sessions, .. } = &mut *state;
+            ready.drain(..).for_each(|id| {
+                let session = sessions.remove(&id);
+                refuse(session.map(|session| session.waiting).unwrap_or_default(), &mut answers);
+            });
+        }
+        drop(state);
+        answers.into_iter().for_each(|(waiting, outcome)| waiting.answer(outcome));
+    }
+
+    /// Leaves a session to other instances for a while, and then goes on with it. They may have replaced this value.
+    async fn give_way(self: Arc<Self>, id: Id, value: Bytes, pause: Duration) {
+        sleep(pause).await;
+        {
+            let mut state = self.state.lock();
+            if state.sessions.get(&id).is_none_or(|session| session.waiting.is_empty()) {
+                return self.go_on(&mut state, id, Some((value, Source::Redis)), Vec::new());
+            }
+        }
+        self.read(id, None, Source::Conflict).await;
+    }
+
+    /// Goes on with a session that is not in a call any more: with its next write if changes wait.
+    fn go_on(self: &Arc<Self>, state: &mut State, id: Id, value: Option<(Bytes, Source)>, waiting: Vec<Waiting>) {
+        match value {
+            Some((bytes, _)) if waiting.is_empty() => {
+                state.sessions.remove(&id);
+                // An ended session is unknown again after a while.
+                if !contents::is_ended(&bytes) {
+                    state.remembered.put(id, bytes);
+                }
+            }
+            Some((bytes, source)) => {
+                state.sessions.insert(id, Session { waiting, value: Some(Value { bytes, source }) });
+                state.ready.push_back(id);
+                self.begin_call(state);
+            }
+            None if waiting.is_empty() => {
+                state.sessions.remove(&id);
+            }
+            None => {
+                state.sessions.insert(id, Session { waiting, value: None });
+                tokio::spawn(self.clone().read(id, None, Source::Redis));
+            }
+        }
+    }
+}
+
+/// Refuses these changes, because Redis is out of reach. None is left.
+fn refuse(waiting: Vec<Waiting>, answers: &mut Vec<(Waiting, Outcome)>) -> Vec<Waiting> {
+    answers.extend(waiting.into_iter().map(|waiting| (waiting, Err(Error::Unreached))));
+    Vec::new()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use fred::types::Value as Reply;
+    use futures_util::future::join_all;
 
-    fn read(reply: &str) -> Option<Vec<Counted>> {
-        read_reply(reply, 7, 3)
+    use super::{
+        super::compare_and_set::scripted::{Server, garbage, refusal},
+        *,
+    };
+
+    fn committer(script: Vec<(&'static str, Result<Reply, Error>)>) -> Committer<Server> {
+        let ttl = SessionTtl::new(Duration::from_secs(60), None);
+        Committer::new(Server::new(script), Arc::new(CompareAndSet::new(ttl, false)), ttl)
     }
 
-    #[test]
-    fn a_reply_has_a_count_or_an_error_for_each_view() {
-        let counts = read("7\n9007199254740992\n0\n-OOM no 5 memory").unwrap();
-        assert!(matches!(counts[0], Ok(Some(9_007_199_254_740_992))));
-        assert!(matches!(counts[1], Ok(None)));
-        assert!(matches!(&counts[2], Err(Error::Refused(reason)) if reason == "OOM no 5 memory"));
+    /// The value of a session that has viewed `/` once.
+    fn value(id: i128) -> Reply {
+        let mut contents = Contents::default();
+        contents.count("/").unwrap();
+        Reply::Bytes(contents.encode(&Id(id), time::OffsetDateTime::UNIX_EPOCH).unwrap())
     }
 
-    #[test]
-    fn anything_else_is_no_reply() {
-        for reply in [
-            "",
-            "7",
-            "7\n1\n2",
-            "7\n1\n2\n3\n4",
-            "7\n1\n2\n3\n",
-            "7\n1\n\n3",
-            "6\n1\n2\n3",
-            "8\n1\n2\n3",
-            "07\n1\n2\n3",
-            "7\n1\n2e3\n3",
-            "7\n1\n+2\n3",
-            "7\n1\nERR no\n3",
-            "7\n1\n99999999999999999999\n3",
-        ] {
-            assert!(read(reply).is_none(), "{reply:?}");
+    /// Views `/` in these sessions at once. Returns the counts.
+    async fn view(committer: &Committer<Server>, ids: &[i128]) -> Vec<Result<Option<u64>, Error>> {
+        let views = ids.iter().map(async |id| {
+            let outcome = committer.change(Id(*id), Change::View("/".into())).await;
+            outcome.map(|applied| applied.map(|applied| applied.count))
+        });
+        join_all(views).await
+    }
+
+    fn assert_done(committer: &Committer<Server>) {
+        assert!(committer.0.redis.is_done() && committer.is_idle(), "{committer:?}");
+    }
+
+    #[tokio::test]
+    async fn after_a_reply_that_cannot_be_read_the_next_view_goes_on() {
+        for reply in garbage() {
+            let committer = committer(vec![
+                ("GETEX", Ok(reply.clone())),
+                ("GETEX", Ok(value(1))),
+                ("SET", Ok(reply.clone())),
+                ("GETEX", Ok(value(1))),
+                ("SET", Ok(value(1))),
+            ]);
+            // Reading has changed nothing.
+            assert_eq!(view(&committer, &[1]).await, [Err(Error::Unreadable)], "{reply:?}");
+            assert_eq!(view(&committer, &[1]).await, [Err(Error::Garbled)], "{reply:?}");
+            assert_eq!(view(&committer, &[1]).await, [Ok(Some(2))], "{reply:?}");
+            assert_done(&committer);
         }
+    }
+
+    #[tokio::test]
+    async fn another_sessions_value_is_not_used() {
+        let broken = [value(2), Reply::from_static(b"\x93"), Reply::from_static(b"")];
+        for reply in broken {
+            let committer = committer(vec![
+                ("GETEX", Ok(reply.clone())),
+                ("GETEX", Ok(value(1))),
+                // In place of what was expected.
+                ("SET", Ok(reply.clone())),
+                ("GETEX", Ok(value(1))),
+                ("SET", Ok(value(1))),
+            ]);
+            for _ in 0..2 {
+                assert_eq!(view(&committer, &[1]).await, [Err(Error::Unreadable)], "{reply:?}");
+            }
+            assert_eq!(view(&committer, &[1]).await, [Ok(Some(2))], "{reply:?}");
+            assert_done(&committer);
+        }
+    }
+
+    #[tokio::test]
+    async fn sessions_that_share_a_call_fail_together_or_each_for_itself() {
+        let one = || Reply::Integer(1);
+        for (reply, expected) in [
+            (vec![one(), one()], [Ok(Some(2)), Ok(Some(2))]),
+            (vec![one()], [Err(Error::Garbled), Err(Error::Garbled)]),
+            (vec![one(), one(), one()], [Err(Error::Garbled), Err(Error::Garbled)]),
+            (vec![one(), Reply::Double(1.0)], [Ok(Some(2)), Err(Error::Garbled)]),
+            (vec![Reply::Null, one()], [Ok(None), Ok(Some(2))]),
+        ] {
+            let committer = committer(vec![
+                ("GETEX", Ok(value(1))),
+                ("GETEX", Ok(value(2))),
+                ("EVALSHA", Ok(Reply::Array(reply.clone()))),
+            ]);
+            assert_eq!(view(&committer, &[1, 2]).await, expected, "{reply:?}");
+            assert_done(&committer);
+        }
+    }
+
+    /// As after a failover to a server that allows less.
+    #[tokio::test]
+    async fn a_batch_that_is_not_allowed_is_sent_one_by_one() {
+        let committer = committer(vec![
+            ("GETEX", Ok(value(1))),
+            ("GETEX", Ok(value(2))),
+            ("EVALSHA", refusal("NOPERM this user has no permissions to run the 'evalsha' command")),
+            ("SET", Ok(value(1))),
+            ("SET", refusal("OOM command not allowed when used memory > 'maxmemory'.")),
+            // Nothing is remembered of the session that failed.
+            ("GETEX", Ok(value(2))),
+            ("SET", Ok(value(2))),
+        ]);
+        let counts = view(&committer, &[1, 2]).await;
+        assert!(matches!(&counts[..], [Ok(Some(2)), Err(Error::Refused(_))]), "{counts:?}");
+        assert_eq!(view(&committer, &[2]).await, [Ok(Some(2))]);
+        assert_done(&committer);
     }
 }

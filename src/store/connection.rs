@@ -1,28 +1,37 @@
 //! The connection to Redis: connecting, reconnecting, and sending commands.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use fred::{
     error::{Error as RedisError, ErrorKind},
-    prelude::{Builder, Client, ClientLike, ClusterInterface, KeysInterface, LuaInterface},
+    prelude::{Builder, Client, ClientLike, ClusterInterface},
     types::{
-        ConnectHandle, CustomCommand, Key, Value,
-        config::{Config, ServerConfig},
+        ClusterHash, ConnectHandle, CustomCommand, Value,
+        config::{Config, Server, ServerConfig},
     },
+    util::redis_keyslot,
 };
+use futures_util::{future::try_join_all, try_join};
 use rand::Rng;
 use tokio::{
     sync::watch,
     task::JoinError,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
-    error::{self, Error, code, rejection, without_arguments},
-    keys,
+    addresses::reachable,
+    compare_and_set::{CompareAndSet, SendCommand, no_session},
+    error::{self, Error, code, is_unknown_host, rejection, without_arguments},
     retry::{UNRESPONSIVE, until_answered},
-    script::{RunScript, Script},
 };
 
 /// Connecting takes a few round trips, one more with TLS.
@@ -41,6 +50,8 @@ const LONGEST_DOUBT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Connection {
     state: Arc<watch::Sender<State>>,
+    /// How many commands wait for a link or a reply.
+    in_flight: Arc<AtomicUsize>,
     is_clustered: bool,
 }
 
@@ -50,6 +61,8 @@ enum State {
     /// In a Cluster: linked, but one server fails, for this reason. The link serves the other servers' sessions until
     /// there is a new link.
     Doubted(Client, String),
+    /// The link ended while no command waited for it, as hosts end idle connections. The next command asks for a new one.
+    Idle,
     /// Not connected, for this reason.
     Lost(String),
     /// Redis rejected a setting before it was ever connected, for this reason.
@@ -60,7 +73,7 @@ impl State {
     fn link(&self) -> Option<&Client> {
         match self {
             Self::Linked(link) | Self::Doubted(link, _) => Some(link),
-            Self::Lost(_) | Self::Rejected(_) => None,
+            Self::Idle | Self::Lost(_) | Self::Rejected(_) => None,
         }
     }
 
@@ -78,24 +91,28 @@ impl State {
 }
 
 impl Connection {
-    /// Connects in the background.
-    pub fn open(config: &Config) -> Self {
+    /// Connects in the background, and has each server checked.
+    pub fn open(config: &Config, check: Arc<CompareAndSet>) -> Self {
         let connecting = State::Lost("not connected yet".to_owned());
         let state = Arc::new(watch::Sender::new(connecting));
-        tokio::spawn(keep_connected(config.clone(), state.clone()));
-        Self { state, is_clustered: config.server.is_clustered() }
+        let this = Self { state, in_flight: Arc::default(), is_clustered: config.server.is_clustered() };
+        tokio::spawn(keep_connected(config.clone(), check, this.clone()));
+        this
     }
 
-    /// Sends a command that may be executed several times, for the first time at `begin`, until there is a reply.
+    /// Asks each server whether it accepts views now, by one command.
     ///
     /// # Errors
-    /// As for [`until_answered`].
-    pub async fn ask<T, E: Into<Error>, F: Future<Output = Result<T, E>>>(
-        &self,
-        begin: Instant,
-        command: impl Fn(Client) -> F,
-    ) -> Result<T, Error> {
-        until_answered(begin, |send_by| self.attempt(send_by, &command)).await
+    /// As for [`until_answered`], if one does not.
+    pub async fn accepts_views(&self) -> Result<(), Error> {
+        let ask = |send_by| {
+            self.attempt(send_by, async move |link: Client| {
+                let asked =
+                    keys_on_all_servers(&link).into_iter().map(|key| CompareAndSet::ask_to_write(&link, send_by, key));
+                try_join_all(asked).await.map(drop)
+            })
+        };
+        until_answered(ask).await.of_repeatable()
     }
 
     /// Sends a command once, until `send_by` at the latest.
@@ -104,6 +121,7 @@ impl Connection {
         send_by: Instant,
         command: impl FnOnce(Client) -> F,
     ) -> Result<T, Error> {
+        let _in_flight = InFlight::begin(&self.in_flight);
         // Commands wait here, where they are dropped with their requests. fred would queue them without a bound, and
         // send them later.
         let link = timeout_at(send_by, self.link()).await;
@@ -123,7 +141,10 @@ impl Connection {
         };
         reply.map_err(|error| match error {
             // Another server may now have the primary's name.
-            Error::Refused(reason) if error::is_unfit_server(&reason) => {
+            Error::Refused(reason)
+                // A server that was all of a Cluster is so no more.
+                if error::is_unfit_server(&reason) || self.is_clustered && code(&reason) == "MOVED" =>
+            {
                 self.give_up(&link, &reason);
                 Error::Unreached
             }
@@ -133,6 +154,16 @@ impl Connection {
 
     /// Resolves when there is a link.
     async fn link(&self) -> Client {
+        if let Some(link) = self.state.borrow().link() {
+            return link.clone();
+        }
+        self.state.send_if_modified(|state| {
+            let is_idle = matches!(state, State::Idle);
+            if is_idle {
+                *state = State::Lost("it was idle".to_owned());
+            }
+            is_idle
+        });
         wait_for(&self.state, |state| state.link().cloned()).await
     }
 
@@ -157,7 +188,7 @@ impl Connection {
     /// Resolves when there is a link, or Redis rejects a setting before it was ever connected: then with the reason.
     pub async fn connected(&self) -> Result<(), String> {
         let connected = |state: &State| match state {
-            State::Linked(_) | State::Doubted(..) => Some(Ok(())),
+            State::Linked(_) | State::Doubted(..) | State::Idle => Some(Ok(())),
             State::Lost(_) => None,
             State::Rejected(reason) => Some(Err(reason.clone())),
         };
@@ -174,28 +205,75 @@ impl Connection {
     }
 }
 
-impl RunScript for Connection {
-    fn is_clustered(&self) -> bool {
-        self.is_clustered
-    }
+/// A command that waits for a link or a reply.
+struct InFlight<'a>(&'a AtomicUsize);
 
-    async fn attempt(
+impl<'a> InFlight<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl SendCommand for Connection {
+    async fn send(
         &self,
         send_by: Instant,
-        script: &Script,
-        in_full: bool,
-        keys: Vec<Key>,
+        command: &'static str,
+        key: Option<usize>,
         arguments: Vec<Value>,
-    ) -> Result<String, Error> {
-        let send = |link: Client| async move {
-            if in_full {
-                link.eval(script.text, keys, arguments).await
-            } else {
-                link.evalsha(script.name.clone(), keys, arguments).await
-            }
-        };
-        self.attempt(send_by, send).await
+    ) -> Result<Value, Error> {
+        self.attempt(send_by, |link| async move { send(&link, command, key, arguments).await }).await
     }
+}
+
+/// A link that is not in use yet.
+impl SendCommand for Client {
+    async fn send(
+        &self,
+        _: Instant,
+        command: &'static str,
+        key: Option<usize>,
+        arguments: Vec<Value>,
+    ) -> Result<Value, Error> {
+        Ok(send(self, command, key, arguments).await?)
+    }
+}
+
+async fn send(
+    link: &Client,
+    command: &'static str,
+    key: Option<usize>,
+    arguments: Vec<Value>,
+) -> Result<Value, RedisError> {
+    // fred 10.1 ignores ClusterHash::Offset in custom commands.
+    let key = key.filter(|_| link.is_clustered()).and_then(|key| arguments.get(key)?.as_bytes());
+    let node = key.map_or(ClusterHash::Random, |key| ClusterHash::Custom(redis_keyslot(key)));
+    link.custom(CustomCommand::new_static(command, node, false), arguments).await
+}
+
+/// Keys that no session has, one on each master.
+fn keys_on_all_servers(link: &Client) -> Vec<String> {
+    /// A master with a single slot is found with a probability of 99.7 %.
+    const TRIES: u32 = 100_000;
+    let Some(cluster) = link.cached_cluster_state().filter(|_| link.is_clustered()) else { return vec![no_session(0)] };
+    let masters = cluster.unique_primary_nodes().len();
+    let mut keys = HashMap::with_capacity(masters);
+    for key in (0..TRIES).map(no_session) {
+        if keys.len() == masters {
+            break;
+        }
+        if let Some(master) = cluster.get_server(redis_keyslot(key.as_bytes())) {
+            keys.entry(master).or_insert(key);
+        }
+    }
+    keys.into_values().collect()
 }
 
 async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Option<T>) -> T {
@@ -212,34 +290,44 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
     }
 }
 
-/// Connects, and reconnects whenever the link is lost: at once, then with backoff.
+/// Connects, and reconnects whenever the link is lost: at once, then with backoff. A link that ends while it is idle is
+/// replaced once a command needs it: that is no news, and hosts bill commands, also those that connect.
 ///
 /// Logs one line when the link is lost, or in doubt, and one when there is a new one. In between it logs errors from
 /// Redis and its certificate, but not network failures.
-async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
+async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: Connection) {
+    let Connection { state, in_flight, .. } = connection;
     let (mut known, mut was_connected) = (config.clone(), false);
     let (mut logged, mut backoff) = (None, Duration::ZERO);
+    let mut was_idle = false;
     // The task of a link in doubt, and since when.
     let mut doubted: Option<(ConnectHandle, Instant)> = None;
     loop {
-        match connect(&known).await {
+        match connect(&known, &check, !was_connected).await {
             Ok((link, mut end)) => {
-                info!("connected to Redis");
+                if was_idle && logged.is_none() {
+                    debug!("connected to Redis");
+                } else {
+                    info!("connected to Redis");
+                }
                 state.send_replace(State::Linked(link.clone()));
                 doubted.take().inspect(|(end, _)| end.abort());
                 error::outage_is_over();
-                if !was_connected {
-                    warn_of_eviction(&link).await;
-                }
-                let reason = tokio::select! {
+                let (reason, is_idle) = tokio::select! {
                     end = &mut end => {
                         let reason = why(end);
-                        state.send_replace(State::Lost(reason.clone()));
-                        reason
+                        let is_idle = in_flight.load(Relaxed) == 0;
+                        state.send_replace(if is_idle { State::Idle } else { State::Lost(reason.clone()) });
+                        (reason, is_idle)
                     }
-                    reason = wait_for(&state, State::problem) => reason,
+                    reason = wait_for(&state, State::problem) => (reason, false),
                 };
-                if state.borrow().link().is_some() {
+                (was_connected, logged, backoff) = (true, Some(reason.clone()), Duration::ZERO);
+                was_idle = is_idle;
+                if is_idle {
+                    debug!("the idle connection to Redis has ended: {reason}");
+                    logged = None;
+                } else if state.borrow().link().is_some() {
                     warn!("a server of the Redis Cluster fails, connecting anew: {reason}");
                     doubted = Some((end, Instant::now()));
                 } else {
@@ -247,7 +335,7 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
                     end.abort();
                 }
                 known = with_nodes(&config, &link);
-                (was_connected, logged, backoff) = (true, Some(reason), Duration::ZERO);
+                wait_for(&state, |state| (!matches!(state, State::Idle)).then_some(())).await;
             }
             Err(error) => {
                 let reason = without_arguments(error.details()).to_owned();
@@ -283,18 +371,37 @@ async fn keep_connected(config: Config, state: Arc<watch::Sender<State>>) {
     }
 }
 
-/// Connects, and checks that the server accepts writes. Returns the link, and a handle that resolves when it ends.
+/// Connects, and checks that the server accepts writes; when it is the first time, also what else sessions need. Returns
+/// the link, and a handle that resolves when it ends.
 ///
 /// Each link is a fred client of its own: once fred 10.1 has lost a connection, its counts of queued commands
 /// are wrong, and it holds back what it should send. Without a reconnection policy, fred neither keeps nor
 /// repeats a command whose connection is lost, but fails it at once; repeating is [`Connection::ask`]'s part.
-async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
-    let link = client(config)?;
-    let mut end = link.init().await?;
-    // A write that changes nothing: replicas, and servers that load their data, refuse it. And fred reports
-    // success even if the connection is closed at once.
+async fn connect(
+    config: &Config,
+    check: &CompareAndSet,
+    is_first: bool,
+) -> Result<(Client, ConnectHandle), RedisError> {
+    let config = reachable(config).await;
+    let (link, mut end) = match init(&config).await {
+        Err(error) if is_unknown_host(error.details()) => init_despite(error, config).await,
+        linked => linked,
+    }?;
+    let check_all = async {
+        let send_by = Instant::now() + CONNECT_TIMEOUT;
+        check.check(&link, send_by).await?;
+        if is_first {
+            try_join!(check.check_rights(&link, send_by), check_server(&link))?;
+        }
+        Ok(())
+    };
+    // Replicas, and servers that load their data, refuse writes. And fred reports success even if the connection is
+    // closed at once.
     let checked = tokio::select! {
-        checked = link.del::<(), _>(keys::NO_SESSION) => checked,
+        checked = check_all => checked.map_err(|error| match error {
+            Error::Refused(reason) => RedisError::new(ErrorKind::Unknown, reason),
+            error => RedisError::new(ErrorKind::IO, error.to_string()),
+        }),
         end = &mut end => Err(RedisError::new(ErrorKind::IO, why(end))),
         () = sleep(CONNECT_TIMEOUT) => Err(RedisError::new(ErrorKind::Timeout, "no answer")),
     };
@@ -302,6 +409,52 @@ async fn connect(config: &Config) -> Result<(Client, ConnectHandle), RedisError>
         end.abort();
     }
     checked.map(|()| (link, end))
+}
+
+async fn init(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
+    let link = client(config)?;
+    let end = link.init().await?;
+    Ok((link, end))
+}
+
+/// Connects to a Cluster of one master that does not know its own address, as when no other server has met it. Then
+/// `CLUSTER SLOTS` names its host `""` or `"?"`, which means the host that was asked. fred 10.1 reads only null like this,
+/// and fails to find a host of that name.
+///
+/// # Errors
+/// This one, with the names that may be unknown, if it is not such a Cluster.
+async fn init_despite(error: RedisError, config: Config) -> Result<(Client, ConnectHandle), RedisError> {
+    let (names, server) = match masters(&config).await {
+        Some((server, masters)) => (masters.into_iter().map(|(host, _)| host).collect(), Some(server)),
+        None => (config.server.hosts().iter().map(|server| server.host.to_string()).collect::<Vec<_>>(), None),
+    };
+    match (names.as_slice(), server) {
+        ([name], Some(server)) if ["", "?"].contains(&name.as_str()) => {
+            init(&Config { server: ServerConfig::Centralized { server }, ..config }).await
+        }
+        _ => Err(RedisError::new(ErrorKind::IO, format!("{}: one of {names:?}", error.details()))),
+    }
+}
+
+/// The host and id of each master of a Cluster, and the server that says so.
+async fn masters(config: &Config) -> Option<(Server, BTreeSet<(String, String)>)> {
+    let ServerConfig::Clustered { hosts, .. } = &config.server else { return None };
+    for server in hosts {
+        let alone = Config { server: ServerConfig::Centralized { server: server.clone() }, ..config.clone() };
+        let Ok((link, end)) = init(&alone).await else { continue };
+        let slots = send(&link, "CLUSTER", None, vec!["SLOTS".into()]).await;
+        end.abort();
+        let Ok(Value::Array(slots)) = slots else { continue };
+        // Of each range: its first and last slot, then its servers, the master first: host, port, id, …
+        let master = |range: &Value| {
+            let Value::Array(range) = range else { return None };
+            let Value::Array(master) = range.get(2)? else { return None };
+            let [host, id] = [0, 2].map(|part| master.get(part).and_then(Value::as_string).unwrap_or_default());
+            Some((host, id))
+        };
+        return Some((server.clone(), slots.iter().filter_map(master).collect()));
+    }
+    None
 }
 
 fn client(config: &Config) -> Result<Client, RedisError> {
@@ -336,20 +489,33 @@ async fn sentinel_rejection(config: &Config) -> Option<String> {
     None
 }
 
-/// Warns if the server says that it evicts keys when it is full. Serverless ones may not say it.
-async fn warn_of_eviction(link: &Client) {
-    let info = CustomCommand::new_static("INFO", None, false);
-    let Ok(Ok(memory)) = timeout(CONNECT_TIMEOUT, link.custom::<String, _>(info, vec!["memory"])).await else {
-        return;
-    };
-    let policy = memory.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
-    if let Some(policy) = policy
+/// Reads what the server says of itself, if it says something. Warns if it evicts keys when it is full.
+///
+/// # Errors
+/// If it is one of several masters of a Cluster, and the link is not one to a Cluster.
+async fn check_server(link: &Client) -> Result<(), Error> {
+    let Ok(info) = send(link, "INFO", None, Vec::new()).await else { return Ok(()) };
+    let info = info.as_str().unwrap_or_default();
+    if let Some(policy) = field(&info, "maxmemory_policy")
         && policy != "noeviction"
     {
         warn!(
             "Redis evicts keys by the policy {policy} when it is full, and sessions or counts with them; set maxmemory-policy to noeviction"
         );
     }
+    if field(&info, "cluster_enabled") == Some("1") && !link.is_clustered() {
+        let cluster = send(link, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
+        let cluster = cluster.as_str().unwrap_or_default();
+        if let Some(masters) = field(&cluster, "cluster_size").filter(|masters| *masters != "1") {
+            return Err(Error::Refused(format!("MOVED {masters} masters share the slots")));
+        }
+    }
+    Ok(())
+}
+
+/// The value of this field in a reply of lines such as `name:value`.
+fn field<'a>(lines: &'a str, name: &str) -> Option<&'a str> {
+    lines.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
 }
 
 /// In a Cluster, adds the nodes that this link knew: those in the URL may be gone one day.

@@ -2,10 +2,11 @@
 
 use tower_sessions::session_store;
 
+use super::contents::{KEY, MAX_BYTES};
 use crate::telemetry;
 
 /// Why the store failed.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Redis cannot be reached, or is not a primary for now. It has not executed the command.
     #[error("Redis cannot be reached")]
@@ -13,12 +14,31 @@ pub enum Error {
     /// Redis does not reply in time. It may have executed the command, or may yet do so.
     #[error("Redis does not answer")]
     Unanswered,
+    /// Redis replies what the command cannot mean. It may have executed the command.
+    #[error("Redis's reply cannot be read")]
+    Garbled,
     /// Redis replied with this error and has changed nothing.
     #[error("Redis refuses: {0}")]
     Refused(String),
-    /// As many views as allowed are waiting for Redis. Nothing was sent.
+    /// As many changes as allowed are waiting for Redis, or other instances changed the session for too long. Nothing is
+    /// changed.
     #[error("too many views wait for Redis")]
     Overloaded,
+    /// Redis holds what neither this service nor tower-sessions wrote. Nothing is changed.
+    #[error("a session's value cannot be read: neither this service nor tower-sessions wrote it")]
+    Unreadable,
+    /// The session was ended just now, or goes on under another id. Nothing is changed.
+    #[error("the session was ended")]
+    Ended,
+    /// The session would become too large. Nothing is changed.
+    #[error("a session would take more than {MAX_BYTES} bytes")]
+    TooLarge,
+    /// A page uses the key of the service's own entry. Nothing is changed.
+    #[error("a page uses the session's key {KEY}, which is the service's own")]
+    Reserved,
+    /// A page's value has another type than the page expects. Nothing is changed.
+    #[error("a session's value has another type than the page expects")]
+    Mismatched,
 }
 
 impl Error {
@@ -31,10 +51,17 @@ impl Error {
         let details = text.split_once(": ").map_or(text, |(_, details)| details);
         let code = code(details);
         if !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
-            Self::Refused(without_arguments(details).to_owned())
+            Self::refused(details)
+        } else if details == MOVED {
+            Self::Unreached
         } else {
             Self::Unanswered
         }
+    }
+
+    /// Redis's error of this text.
+    pub(super) fn refused(text: &str) -> Self {
+        Self::Refused(without_arguments(text).to_owned())
     }
 
     /// Logs a warning with the trace of the current request: the first of an outage, then one a minute; of each other
@@ -44,6 +71,13 @@ impl Error {
             Self::Unreached | Self::Unanswered => OUTAGE,
             Self::Refused(reason) => code(reason),
             Self::Overloaded => "overloaded",
+            Self::Garbled => "garbled",
+            Self::Unreadable => "unreadable",
+            // A visitor has logged in or out.
+            Self::Ended => return,
+            Self::TooLarge => "too large",
+            Self::Reserved => "reserved",
+            Self::Mismatched => "mismatched",
         };
         telemetry::warn_once_a_minute(kind, format_args!("a session could not be used: {self}"));
     }
@@ -53,15 +87,39 @@ impl Error {
         self.has_code("NOSCRIPT")
     }
 
-    /// Whether the keys are just moving to another node of the Cluster.
-    pub(super) fn is_moving(&self) -> bool {
-        self.has_code("TRYAGAIN")
+    /// Whether Redis does not know an option of the command.
+    pub(super) fn is_unknown_option(&self) -> bool {
+        matches!(self, Self::Refused(reason) if reason.starts_with("ERR syntax error"))
+    }
+
+    /// Whether Redis is out of memory.
+    pub(super) fn is_full(&self) -> bool {
+        self.has_code("OOM")
+    }
+
+    /// Whether the user may not execute the command, or the server does not know it.
+    pub(super) fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused(reason) if is_forbidden(reason))
+    }
+
+    /// Whether a Cluster refuses a command because its keys are in several slots.
+    pub(super) fn is_of_several_keys(&self) -> bool {
+        self.has_code("CROSSSLOT")
+    }
+
+    /// Whether the same command may succeed in a moment: there is no connection, or keys are moving to another node of
+    /// the Cluster.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Unreached) || self.has_code("TRYAGAIN")
     }
 
     fn has_code(&self, expected: &str) -> bool {
         matches!(self, Self::Refused(reason) if code(reason) == expected)
     }
 }
+
+/// fred's error for a key that is on another node of the Cluster, or is moving there.
+const MOVED: &str = "Too many redirections.";
 
 /// The kind of problem that Redis cannot be reached or does not answer.
 const OUTAGE: &str = "outage";
@@ -76,15 +134,60 @@ pub(super) fn is_unfit_server(error: &str) -> bool {
     ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"].contains(&code(error))
 }
 
-/// What is wrong with the settings, if that is why connecting failed with this error.
+/// Whether connecting failed with this error because the name of a host is unknown.
+pub(super) fn is_unknown_host(details: &str) -> bool {
+    details.contains("failed to lookup address")
+}
+
+/// What is wrong with the settings or the server, if connecting failed with this error because of something that does
+/// not pass by itself.
 pub(super) fn rejection(details: &str) -> Option<String> {
-    if ["WRONGPASS", "NOAUTH"].contains(&code(details)) {
-        return Some(format!("the password is refused: {details}"));
-    }
-    // rustls's error in Rust's debug format: Custom { kind: …, error: InvalidCertificate(CAUSE) }
-    let (_, cause) = details.split_once("InvalidCertificate(")?;
-    let cause = cause.trim_end_matches(") }");
-    Some(format!("the certificate does not verify: {cause}"))
+    let has = |part: &str| details.contains(part);
+    let what = match code(details) {
+        "ERR" if passes(details) => return None,
+        "WRONGPASS" | "NOAUTH" => "the password is refused",
+        "ERR" if has("AUTH") => "the password is refused",
+        "ERR" if has("unknown command") && has_word(details, "SENTINEL") => "the server is not a Sentinel",
+        "ERR" if has("No such master") => NO_SERVICE,
+        "ERR" if has("cluster support disabled") => "the server is not a Redis Cluster",
+        "ERR" if has("SELECT") || has("DB index") || has("database") => "the database is refused",
+        "MOVED" => "the server is a node of a Redis Cluster and has not all slots, which needs redis-cluster://",
+        _ if is_forbidden(details) => "a command that sessions need is forbidden",
+        "ERR" | "DENIED" | "NOPROTO" | "WRONGTYPE" => "the server refuses",
+        _ if has("Missing primary address in response from sentinel") => NO_SERVICE,
+        // fred's, and in Rust's debug format rustls's: Custom { kind: …, error: InvalidCertificate(CAUSE) }
+        _ => {
+            if has("InvalidContentType") {
+                return Some("the server does not speak TLS, as rediss:// says".to_owned());
+            }
+            if has("Invalid frame type") {
+                return Some(
+                    "the server does not speak Redis's protocol; with TLS, the scheme is rediss://".to_owned(),
+                );
+            }
+            let (_, cause) = details.split_once("InvalidCertificate(")?;
+            let cause = cause.trim_end_matches(") }");
+            return Some(format!("the certificate does not verify: {cause}"));
+        }
+    };
+    Some(format!("{what}: {details}"))
+}
+
+const NO_SERVICE: &str = "the Sentinel knows no service of the name in sentinelServiceName";
+
+/// Whether an error with the code `ERR` is of a kind that passes by itself: too many clients, a host's limit for an hour
+/// or a day, a proxy that cannot reach the server.
+fn passes(error: &str) -> bool {
+    const PASSING: [&str; 8] = ["max ", "limit", "quota", "exceed", "time", "again", "unavailable", "onnection"];
+    PASSING.iter().any(|part| error.contains(part))
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    text.split(|char: char| !char.is_ascii_alphabetic()).any(|part| part.eq_ignore_ascii_case(word))
+}
+
+fn is_forbidden(error: &str) -> bool {
+    code(error) == "NOPERM" || error.starts_with("ERR unknown command")
 }
 
 /// The first word of Redis's error: `ERR`, `OOM`, `WRONGTYPE`, …
@@ -145,11 +248,35 @@ mod tests {
         for (details, expected) in [
             ("WRONGPASS invalid username-password pair", "password"),
             ("NOAUTH Authentication required.", "password"),
+            ("ERR AUTH <password> called without any password configured for the default user.", "password"),
+            ("ERR DB index is out of range", "database"),
+            ("ERR SELECT is not allowed in cluster mode", "database"),
+            ("ERR This instance has cluster support disabled", "not a Redis Cluster"),
+            ("ERR unknown command `SENTINEL`", "not a Sentinel"),
+            ("ERR unknown command 'SET'", "forbidden"),
+            ("NOPERM this user has no permissions to run the 'getex' command", "'getex'"),
+            ("DENIED Redis is running in protected mode", "protected mode"),
+            ("MOVED 123 127.0.0.1:7002", "redis-cluster://"),
             ("Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }", "verify: UnknownIssuer"),
         ] {
             let rejection = rejection(details).unwrap();
             assert!(rejection.contains(expected), "{rejection}");
         }
-        assert_eq!(rejection("Connection refused"), None);
+        for passing in [
+            "Connection refused",
+            "ERR max number of clients reached",
+            "ERR max daily request limit exceeded. Limit: 10000, Usage: 10000.",
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "CLUSTERDOWN The cluster is down",
+            "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            "NOREPLICAS Not enough good replicas to write.",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+        ] {
+            assert_eq!(rejection(passing), None);
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! How many views the next call counts, when it leaves, and how many calls are in flight: pure functions of what the
-//! last call did.
+//! How many sessions the next call writes, when it leaves, and how many calls are in flight: pure functions of what the
+//! last call did. A session may have several views in its write.
 //!
 //! Views that share a call cost fewer commands. So, as a rule, one call is in flight, and arriving views wait for the
 //! next. There are three cases:
@@ -18,7 +18,7 @@ use std::{ops::RangeInclusive, time::Duration};
 pub const MAX_BATCH: usize = 512;
 
 /// The most calls of a queue in flight.
-pub const MAX_LANES: usize = 4;
+pub const MAX_CALLS: usize = 4;
 
 /// Redis is next door if a call takes no longer. Within a zone, a round trip takes 0.1 to 0.3 ms.
 const NEXT_DOOR: Duration = Duration::from_micros(500);
@@ -59,9 +59,9 @@ impl LastCall {
 }
 
 /// How many calls may be in flight. `last` is the call that ended last, if it was answered.
-pub fn max_lanes(last: Option<LastCall>) -> usize {
+pub fn max_calls(last: Option<LastCall>) -> usize {
     match last {
-        Some(last) if last.needs_company() => MAX_LANES,
+        Some(last) if last.needs_company() => MAX_CALLS,
         _ => 1,
     }
 }
@@ -76,7 +76,7 @@ pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     size.min(waiting).min(MAX_BATCH)
 }
 
-/// How long a lane waits for more views before its next call.
+/// How long to wait for more views before the next call.
 pub fn pause(last: LastCall) -> Option<Duration> {
     let pauses = last.is_slow() && PAUSING_BATCHES.contains(&last.batch);
     pauses.then(|| LONGEST_PAUSE.min(last.took / PAUSE_SHARE))
@@ -120,14 +120,14 @@ mod tests {
         let took = |took| Some(LastCall { batch: 1, took });
         for (last, expected) in [
             (None, 1),
-            (took(NEXT_DOOR), MAX_LANES),
+            (took(NEXT_DOOR), MAX_CALLS),
             (took(NEXT_DOOR + Duration::from_nanos(1)), 1),
-            (Some(call(1, 0)), MAX_LANES),
-            (Some(call(MAX_SMALL_BATCH, 0)), MAX_LANES),
+            (Some(call(1, 0)), MAX_CALLS),
+            (Some(call(MAX_SMALL_BATCH, 0)), MAX_CALLS),
             (Some(call(MAX_SMALL_BATCH + 1, 0)), 1),
             (Some(call(1, 1)), 1),
         ] {
-            assert_eq!(max_lanes(last), expected, "{last:?}");
+            assert_eq!(max_calls(last), expected, "{last:?}");
         }
     }
 

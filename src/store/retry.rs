@@ -10,7 +10,7 @@ use super::error::Error;
 pub const DEADLINE: Duration = Duration::from_millis(2500);
 
 /// No attempt begins later than this; then the command fails.
-const PATIENCE: Duration = Duration::from_millis(1500);
+pub const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long one attempt waits for its reply: half of the patience, so that there can be another.
 pub const UNRESPONSIVE: Duration = Duration::from_millis(750);
@@ -22,36 +22,46 @@ const _: () = assert!(PATIENCE.as_millis() + UNRESPONSIVE.as_millis() <= DEADLIN
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
-/// Makes attempts, the first one at `begin`, until one is answered. Each is told the time by which it must be sent.
+/// The outcome of a command that may have been sent several times.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// The reply, or the last attempt's error.
+    pub reply: Result<T, Error>,
+    /// Whether an attempt was not answered: it may have been executed, and may yet be.
+    pub is_in_doubt: bool,
+}
+
+impl<T> Answer<T> {
+    /// The reply to a command that may be executed several times.
+    ///
+    /// # Errors
+    /// [`Error::Unanswered`] if there is no reply and an attempt may have been executed.
+    pub fn of_repeatable(self) -> Result<T, Error> {
+        self.reply.map_err(|error| if self.is_in_doubt { Error::Unanswered } else { error })
+    }
+}
+
+/// Makes attempts, the first one at once, until one is answered or no other may begin, which is [`PATIENCE`] later. Each
+/// is told the time by which it must be sent.
 ///
-/// # Errors
-/// [`Error::Refused`] at once, unless keys are moving, or an earlier attempt may still arrive. After [`PATIENCE`], the
-/// last error, or [`Error::Unanswered`] if an attempt may still arrive; this one also if the reply is read after
-/// [`DEADLINE`], because this process was frozen.
+/// An attempt that is refused is the last, unless keys are moving, or an earlier one is in doubt.
 pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
-    begin: Instant,
     mut attempt: impl FnMut(Instant) -> F,
-) -> Result<T, Error> {
-    let send_by = begin + PATIENCE;
+) -> Answer<T> {
+    let send_by = Instant::now() + PATIENCE;
     let mut pause = SHORTEST_PAUSE;
-    // What to say if there is no time for another attempt.
-    let mut last = Error::Unreached;
-    let mut may_arrive = false;
-    // After a long freeze of this process, the kept reply may have expired, and Redis would count the call again.
-    while Instant::now() < send_by {
-        last = match attempt(send_by).await {
-            Err(Error::Unanswered) => {
-                may_arrive = true;
-                Error::Unanswered
-            }
-            Err(_) if may_arrive => Error::Unanswered,
-            Err(error) if error.is_moving() || matches!(error, Error::Unreached) => error,
-            // Redis starts the time to live at the attempt; it is promised from the reply.
-            Ok(_) if begin.elapsed() > DEADLINE => Error::Unanswered,
-            reply => return reply,
+    let mut is_in_doubt = false;
+    loop {
+        let reply = attempt(send_by).await;
+        is_in_doubt |= matches!(reply, Err(Error::Unanswered));
+        let is_final = match &reply {
+            Ok(_) => true,
+            Err(error) => !is_in_doubt && !error.is_passing(),
         };
+        if is_final || Instant::now() + pause >= send_by {
+            return Answer { reply, is_in_doubt };
+        }
         sleep(pause).await;
         pause = LONGEST_PAUSE.min(2 * pause);
     }
-    Err(last)
 }

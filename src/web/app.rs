@@ -20,14 +20,14 @@ use super::{
     page::Format,
     pages,
     session::{self, Sessions},
-    views,
+    views::{self, Counted, Uncounted},
 };
 use crate::{config::Config, store::Store, telemetry::Trace};
 
 /// The service's routes on this store, for [`service`].
 pub fn router(store: &Store, config: &Config) -> Router {
-    let page = get(pages::page).with_state(pages::Meaning::of(config));
-    let page = counted(page, store, config);
+    let sessions = Sessions::new(store, config);
+    let page = counted(pages::page(pages::meaning(config)), &sessions);
     Router::new()
         .route("/", page.clone())
         .route("/foo", page.clone())
@@ -39,13 +39,13 @@ pub fn router(store: &Store, config: &Config) -> Router {
 /// A page with a session, whose views are counted: each request with a method that `page` handles.
 ///
 /// `HEAD`, which `page` must not handle, and all other methods get neither a session nor a count.
-pub fn counted(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
-    surround(page, Sessions::new(store, config), views::count_view).head(pages::head)
+pub fn counted(page: MethodRouter<Counted>, sessions: &Sessions) -> MethodRouter {
+    surround(page.with_state(Counted(())), sessions, views::count_view).head(pages::head)
 }
 
 /// A page with a session, whose views are not counted.
-pub fn with_session(page: MethodRouter, store: &Store, config: &Config) -> MethodRouter {
-    surround(page, Sessions::new(store, config), session::give_session)
+pub fn with_session(page: MethodRouter<Uncounted>, sessions: &Sessions) -> MethodRouter {
+    surround(page.with_state(Uncounted(())), sessions, session::give_session)
 }
 
 /// The page, answering through this middleware. axum's `from_fn` would do the same, with four more allocations and
@@ -53,12 +53,13 @@ pub fn with_session(page: MethodRouter, store: &Store, config: &Config) -> Metho
 /// lock: one more clone would be one more allocation.
 fn surround<F>(
     page: MethodRouter,
-    sessions: Sessions,
+    sessions: &Sessions,
     middleware: fn(Sessions, Request, Arc<Mutex<Route>>) -> F,
 ) -> MethodRouter
 where
     F: Future<Output = Result<Response, Error>> + Send + 'static,
 {
+    let sessions = sessions.clone();
     page.route_layer(layer_fn(move |page: Route| {
         let (page, sessions) = (Arc::new(Mutex::new(page)), sessions.clone());
         service_fn(move |request| middleware(sessions.clone(), request, page.clone()).map(Ok))

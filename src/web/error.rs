@@ -34,6 +34,9 @@ pub enum Error {
     /// The route does not handle this method.
     #[error("this page can only be read")]
     MethodNotAllowed,
+    /// Another site's page has sent a request that may change something.
+    #[error("this request comes from another site")]
+    CrossSite,
     /// A browser prefetches or prerenders the page.
     #[error("this page is counted when you open it, not when it is prefetched")]
     Prefetch,
@@ -46,6 +49,12 @@ pub enum Error {
     /// The page could not read or write the session's data, or the session layer could not save it.
     #[error("your session is out of reach for the moment, please try again")]
     Session,
+    /// The session was ended just now, or goes on under another id, which the browser does not have yet.
+    #[error("your session has just changed, please try again")]
+    Ended,
+    /// The session has no room for the change.
+    #[error("your session is full")]
+    TooLarge,
     /// There was no answer within [`DEADLINE`].
     #[error("your session is out of reach for the moment, please try again")]
     Late,
@@ -56,6 +65,8 @@ impl Error {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::CrossSite => StatusCode::FORBIDDEN,
+            Self::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -66,6 +77,9 @@ impl Error {
             Self::NotFound => "The pages of this service are the ones above. Nothing was counted.",
             Self::MethodNotAllowed => "Nothing was counted, and nothing that you sent was kept.",
             Self::Prefetch => "Nothing was counted.",
+            Self::CrossSite => "Nothing was counted or changed.",
+            Self::Ended => "You have logged in or out in another tab. Nothing was counted or saved.",
+            Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
             Self::Session => "This page's data may not have been saved. No earlier view is affected.",
             Self::MaybeCounted | Self::Late => "This view may or may not have been counted. No other view is affected.",
@@ -76,7 +90,7 @@ impl Error {
     fn link(self) -> (&'static str, &'static str) {
         match self {
             Self::NotFound => ("/", "Go to the first page"),
-            Self::MethodNotAllowed | Self::Prefetch => ("", "Go to the page"),
+            Self::MethodNotAllowed | Self::Prefetch | Self::CrossSite => ("", "Go to the page"),
             _ => ("", "Try again"),
         }
     }
@@ -94,24 +108,45 @@ impl From<store::Error> for Error {
     /// The error of counting a view. The store has logged the error.
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Unanswered => Self::MaybeCounted,
-            store::Error::Unreached | store::Error::Refused(_) | store::Error::Overloaded => Self::NotCounted,
+            store::Error::Unanswered | store::Error::Garbled => Self::MaybeCounted,
+            store::Error::Ended => Self::Ended,
+            store::Error::TooLarge => Self::TooLarge,
+            _ => Self::NotCounted,
         }
+    }
+}
+
+impl Error {
+    /// The error of changing a session's data. The store has logged the error.
+    pub(super) fn of_data(error: store::Error) -> Self {
+        match error {
+            store::Error::Ended => Self::Ended,
+            store::Error::TooLarge => Self::TooLarge,
+            _ => Self::Session,
+        }
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    /// The error of a page whose value has another type in the session. This logs it.
+    fn from(error: serde_json::Error) -> Self {
+        // Its text may contain the session's data.
+        let problem = error.classify();
+        telemetry::warn_once_a_minute(
+            "record",
+            format_args!("a session's value does not have the type that a page expects: {problem:?}"),
+        );
+        Self::Session
     }
 }
 
 impl From<tower_sessions::session::Error> for Error {
     /// The error of a page that uses its session. The store has logged its own errors; this logs what it cannot see.
     fn from(error: tower_sessions::session::Error) -> Self {
-        if let tower_sessions::session::Error::SerdeJson(error) = error {
-            // Its text may contain the session's data.
-            let problem = error.classify();
-            telemetry::warn_once_a_minute(
-                "record",
-                format_args!("a session's value does not have the type that a page expects: {problem:?}"),
-            );
+        match error {
+            tower_sessions::session::Error::SerdeJson(error) => error.into(),
+            tower_sessions::session::Error::Store(_) => Self::Session,
         }
-        Self::Session
     }
 }
 

@@ -1,4 +1,4 @@
-//! Health checks: whether the process serves, and whether its store answers. They touch no session.
+//! Health checks: whether the process serves, and whether its store accepts views. They touch no session.
 
 use axum::{extract::State, http::StatusCode};
 
@@ -9,9 +9,9 @@ pub async fn live() -> &'static str {
     "live"
 }
 
-/// `GET /health/ready`: 200 if the store answers, 503 otherwise.
+/// `GET /health/ready`: 200 if a view could be counted now, 503 otherwise.
 pub async fn ready(State(store): State<Store>) -> Result<&'static str, (StatusCode, &'static str)> {
-    match store.ping().await {
+    match store.ready().await {
         Ok(()) => Ok("ready"),
         Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the store does not answer")),
     }

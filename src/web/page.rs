@@ -13,15 +13,15 @@ use axum::{
 const TEXT: [(HeaderName, HeaderValue); 1] =
     [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
 
-/// The policy lets a browser use the style and the icon inside the page, and nothing else. The hash is that of the
-/// style.
+/// The policy lets a browser use the style and the icon inside the page, and send forms to this service, and nothing else.
+/// The hash is that of the style.
 const HTML: [(HeaderName, HeaderValue); 4] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(
             "default-src 'none'; style-src 'sha256-crLMHJtDnsanYwdahJ1YLcPDnSJbgaokBXaCciJf1zo='; \
-             img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+             img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
         ),
     ),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),

@@ -125,9 +125,8 @@ where
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Head and body are small: writing them in one piece is cheaper.
     http.http1().max_buf_size(HEAD_MAX).writev(false);
-    // A client may end its side once it has sent its request, as `nc -N` and some health checkers do. It looks like one
-    // that has gone, whose view is then counted too. Without this, both would get no answer, and some would be counted.
-    http.http1().half_close(true);
+    // Not half_close: a client that ends its side looks like one that has gone. Then its view would wait, hold its place
+    // and be counted, also while Redis is away.
     http.http2()
         .max_header_list_size(HEAD_MAX as u32)
         .max_concurrent_streams(MAX_STREAMS)

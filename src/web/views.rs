@@ -3,25 +3,47 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::Request,
-    http::{HeaderMap, HeaderName},
+    extract::{FromRequestParts, Request},
+    http::{HeaderMap, HeaderName, request::Parts},
     response::Response,
     routing::Route,
 };
 use parking_lot::Mutex;
-use tower::Service;
 
-use super::{error::Error, session::Sessions};
-use crate::store::FirstView;
+use super::{
+    atomic_session::AtomicSession,
+    cross_site::is_forged,
+    error::Error,
+    session::{OpenSession, Sessions},
+};
+use crate::store::{self, committer::Change};
 
 const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
 
-/// The visitor's views of the requested path, including this one. Handlers extract it as [`axum::Extension`].
+/// The visitor's views of the requested path, including this one: at least 1.
+///
+/// Handlers extract it. They then need the state [`Counted`], so they can only be routed through
+/// [`counted`](super::app::counted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ViewCount(
-    /// At least 1.
-    pub u64,
-);
+pub struct ViewCount(pub u64);
+
+/// The state of pages whose views are counted. Only [`counted`](super::app::counted) has it to give.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted(pub(super) ());
+
+/// The state of pages that have a session and are not counted. Only [`with_session`](super::app::with_session) has it to
+/// give.
+#[derive(Clone, Copy, Debug)]
+pub struct Uncounted(pub(super) ());
+
+impl FromRequestParts<Counted> for ViewCount {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Counted) -> Result<Self, Error> {
+        let count = parts.extensions.get::<AtomicSession>().and_then(|session| session.count);
+        count.map(Self).ok_or(Error::NotCounted)
+    }
+}
 
 /// Gives the request its session and counts a view of the requested path, as middleware; then lets the page answer with
 /// the number.
@@ -30,45 +52,33 @@ pub struct ViewCount(
 /// the browser asks again when the visitor comes.
 ///
 /// # Errors
-/// If the store fails; see [`crate::store::Store::count_view`].
-// No `async fn`: its future would hold the request twice.
-pub fn count_view(
-    sessions: Sessions,
-    mut request: Request,
-    page: Arc<Mutex<Route>>,
-) -> impl Future<Output = Result<Response, Error>> + Send {
-    let is_prefetch = is_prefetch(request.headers());
-    let opened = sessions.open(&mut request);
-    async move {
-        if is_prefetch {
-            return Err(Error::Prefetch);
+/// If the store fails; see [`crate::store::Store::change`] and [`OpenSession::answer`].
+pub async fn count_view(sessions: Sessions, request: Request, page: Arc<Mutex<Route>>) -> Result<Response, Error> {
+    if is_prefetch(request.headers()) {
+        return Err(Error::Prefetch);
+    }
+    if is_forged(&request) {
+        return Err(Error::CrossSite);
+    }
+    let (count, session) = count(&sessions, request.uri().path(), request.headers()).await?;
+    session.answer(request, Some(count), &page).await
+}
+
+/// Counts the view in the first session that lives, of those that the request's cookies name. If none does, the view is
+/// the first of a new one.
+async fn count(sessions: &Sessions, path: &str, headers: &HeaderMap) -> Result<(u64, OpenSession), Error> {
+    let (mut received, mut ended) = (None, None);
+    for cookie in sessions.cookie().received(headers) {
+        match sessions.store().change(cookie.id, Change::View(path.into())).await {
+            Ok(Some(applied)) => return Ok((applied.count, sessions.open(cookie, Some(applied.value)))),
+            Ok(None) => received = Some(cookie),
+            Err(error @ store::Error::Ended) => ended = Some(error),
+            Err(error) => return Err(error.into()),
         }
-        let session = &opened.session;
-        let path = request.uri().path();
-        let counted = match session.id() {
-            Some(id) => sessions.store().count_view(&id, path).await?,
-            None => None,
-        };
-        let count = match counted {
-            Some(count) => count,
-            None => {
-                let first = FirstView(path.to_owned());
-                // In a box, since few requests come here, and all keep room for it.
-                let inserted = Box::pin(session.insert(FirstView::KEY, first)).await;
-                // Loading the session's record failed. The store has logged why.
-                inserted.map_err(|_| Error::NotCounted)?;
-                1
-            }
-        };
-        request.extensions_mut().insert(ViewCount(count));
-        let response = page.lock().call(request);
-        let Ok(mut response) = response.await;
-        if counted.is_some() && session.id().is_none() {
-            // The page ended the session or changed its id, and its counts are deleted.
-            Box::pin(session.remove_value(FirstView::KEY)).await?;
-        }
-        opened.close(&mut response).await?;
-        Ok(response)
+    }
+    match ended {
+        Some(error) => Err(error.into()),
+        None => Ok((1, sessions.begin(headers, received, Some(path.into())))),
     }
 }
 

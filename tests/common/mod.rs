@@ -3,9 +3,11 @@
 
 mod browser;
 mod cluster;
+mod dialect;
 mod front;
 pub mod http2;
 mod load;
+mod pages;
 mod proxy;
 mod redis;
 mod sentinel;
@@ -27,14 +29,16 @@ use std::{
 
 pub use browser::{Browser, Scheme};
 pub use cluster::{Cluster, Migration};
+pub use dialect::{Dialect, Form};
 pub use front::{Exchange, Front};
 pub use load::{Load, View};
-pub use proxy::{Proxy, behind_proxy};
+pub use pages::serve;
+pub use proxy::{Proxy, behind_proxy, behind_proxy_as};
 pub use redis::Redis;
 pub use sentinel::{Sentinels, sentinel, sentinel_with};
 pub use service::{Service, libfaketime, program, run};
 pub use tls::Authority;
-pub use visitor::{Answer, Visitor, session_id};
+pub use visitor::{Answer, Port, Visitor, session_id};
 
 /// Longer than anything in the tests takes. After that, a test fails instead of waiting.
 pub const TIMEOUT: Duration = Duration::from_secs(30);

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -16,7 +16,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Redis, Service, Visitor};
+use super::{Dialect, Form, Port, Redis, Service, Visitor};
 
 /// Forwards commands and replies, unless a fault is injected.
 pub struct Proxy {
@@ -30,12 +30,14 @@ struct Faults {
     redis: Mutex<u16>,
     /// Added to the latency of each reply.
     delay: Mutex<Duration>,
-    /// Hits the next call of the script.
-    script_fault: Mutex<Option<ScriptFault>>,
-    /// While true, every call of the script is lost.
-    loses_calls: AtomicBool,
-    /// The last call of the script.
+    /// Hits the next call.
+    call_fault: Mutex<Option<CallFault>>,
+    /// The reply to the next command that contains this.
+    forged: Mutex<Option<(&'static str, Vec<u8>)>>,
+    /// The last call.
     last_call: Mutex<Vec<u8>>,
+    /// How many calls there were.
+    calls: AtomicU64,
     /// While true, replies are held back.
     is_closed: watch::Sender<bool>,
     /// Connections with a lower number than this forward nothing.
@@ -44,20 +46,33 @@ struct Faults {
     connections: AtomicU64,
 }
 
-/// Starts the service on a Redis behind a proxy. The visitor has viewed `/` twice, so Redis has the
-/// script in its cache.
+/// Starts the service on a Redis behind a proxy. The visitor has viewed `/` twice.
 pub async fn behind_proxy() -> (Redis, Proxy, Service, Visitor) {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis).await;
+    let (service, visitor) = on_proxy(&proxy).await;
+    (redis, proxy, service, visitor)
+}
+
+/// Like [`behind_proxy`], with a server of this form.
+pub async fn behind_proxy_as(form: Form) -> (Redis, Proxy, Service, Visitor) {
+    println!("{form:?}");
+    let redis = Redis::start();
+    let proxy = Proxy::start(&Dialect::start(&redis, form).await).await;
+    let (service, visitor) = on_proxy(&proxy).await;
+    (redis, proxy, service, visitor)
+}
+
+async fn on_proxy(proxy: &Proxy) -> (Service, Visitor) {
     let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
     let mut visitor = Visitor::new();
     for view in 1..=2 {
         assert_eq!(visitor.count(&service, "/").await, view);
     }
-    (redis, proxy, service, visitor)
+    (service, visitor)
 }
 
-enum ScriptFault {
+enum CallFault {
     /// The call does not reach Redis; its connection is cut.
     LosesCall,
     /// Redis runs the call; its connection is cut before the reply.
@@ -65,7 +80,7 @@ enum ScriptFault {
 }
 
 impl Proxy {
-    pub async fn start(redis: &Redis) -> Self {
+    pub async fn start(redis: &impl Port) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let proxy = Self { port: listener.local_addr().unwrap().port(), faults: Arc::default() };
         proxy.switch_to(redis);
@@ -83,8 +98,8 @@ impl Proxy {
     }
 
     /// Forwards new connections to this Redis, as a DNS change does.
-    pub fn switch_to(&self, redis: &Redis) {
-        *self.faults.redis.lock().unwrap() = redis.port;
+    pub fn switch_to(&self, redis: &impl Port) {
+        *self.faults.redis.lock().unwrap() = redis.port();
     }
 
     /// Delays each reply.
@@ -108,24 +123,35 @@ impl Proxy {
         self.faults.silent_before.store(connections, Relaxed);
     }
 
-    /// Drops the next call of the script and cuts its connection.
+    /// Drops the next call and cuts its connection.
     pub fn lose_call(&self) {
-        *self.faults.script_fault.lock().unwrap() = Some(ScriptFault::LosesCall);
+        *self.faults.call_fault.lock().unwrap() = Some(CallFault::LosesCall);
     }
 
-    /// Starts or stops dropping all calls of the script.
-    pub fn keep_losing_calls(&self, loses: bool) {
-        self.faults.loses_calls.store(loses, Relaxed);
-    }
-
-    /// Lets Redis run the next call of the script, but cuts the connection before the reply.
+    /// Lets Redis execute the next call, but cuts the connection before the reply.
     pub fn lose_reply(&self) {
-        *self.faults.script_fault.lock().unwrap() = Some(ScriptFault::LosesReply);
+        *self.faults.call_fault.lock().unwrap() = Some(CallFault::LosesReply);
     }
 
-    /// The bytes of the last call of the script, whether it was lost or not.
+    /// Lets Redis execute the next command that has this as its name or an argument, and sends these bytes in place of the
+    /// reply. Nothing else may be in flight.
+    pub fn forge_reply(&self, command: &'static str, reply: &[u8]) {
+        *self.faults.forged.lock().unwrap() = Some((command, reply.to_vec()));
+    }
+
+    /// Whether a reply that was to be forged is not forged yet. Forgets it.
+    pub fn stop_forging(&self) -> bool {
+        self.faults.forged.lock().unwrap().take().is_some()
+    }
+
+    /// The bytes of the last call, whether it was lost or not.
     pub fn last_call(&self) -> Vec<u8> {
         self.faults.last_call.lock().unwrap().clone()
+    }
+
+    /// How many calls there were.
+    pub fn calls(&self) -> u64 {
+        self.faults.calls.load(Relaxed)
     }
 
     /// Sends a recorded call to Redis, as a delayed or duplicated packet, and returns the reply.
@@ -145,6 +171,17 @@ impl Faults {
     }
 }
 
+/// How many calls there are in these bytes: commands that change sessions, in one of their forms. The command that checks
+/// a server is none: it compares with a single byte.
+fn calls(request: &[u8]) -> u64 {
+    const SCRIPT: &[u8] = b"$7\r\nEVALSHA\r\n";
+    const IF_EQUAL: &[u8] = b"$4\r\nIFEQ\r\n";
+    let scripts = request.windows(SCRIPT.len()).filter(|part| *part == SCRIPT);
+    let sets =
+        request.windows(IF_EQUAL.len() + 3).filter(|part| part.starts_with(IF_EQUAL) && !part.ends_with(b"$1\r"));
+    (scripts.count() + sets.count()) as u64
+}
+
 /// Forwards both directions until either side closes.
 async fn forward(client: TcpStream, faults: Arc<Faults>) {
     let Ok(redis) = faults.connect().await else {
@@ -153,6 +190,7 @@ async fn forward(client: TcpStream, faults: Arc<Faults>) {
     let (mut replies, mut to_redis) = redis.into_split();
     let (mut requests, mut to_client) = client.into_split();
     let loses_reply = watch::Sender::new(false);
+    let forged = Mutex::new(None);
     let connection = faults.connections.fetch_add(1, Relaxed);
     let is_silent = || connection < faults.silent_before.load(Relaxed);
     let requests = async {
@@ -162,16 +200,22 @@ async fn forward(client: TcpStream, faults: Arc<Faults>) {
             if is_silent() {
                 continue;
             }
-            if request.windows(4).any(|word| word == b"EVAL") {
+            let calls = calls(request);
+            faults.calls.fetch_add(calls, Relaxed);
+            if calls > 0 {
                 *faults.last_call.lock().unwrap() = request.to_vec();
-                if faults.loses_calls.load(Relaxed) {
-                    return;
-                }
-                match faults.script_fault.lock().unwrap().take() {
-                    Some(ScriptFault::LosesCall) => return,
-                    Some(ScriptFault::LosesReply) => drop(loses_reply.send_replace(true)),
+                match faults.call_fault.lock().unwrap().take() {
+                    Some(CallFault::LosesCall) => return,
+                    Some(CallFault::LosesReply) => drop(loses_reply.send_replace(true)),
                     None => {}
                 }
+            }
+            let is_forged = |(command, _): &mut (&str, _)| {
+                let argument = format!("\r\n{command}\r\n");
+                request.windows(argument.len()).any(|part| part == argument.as_bytes())
+            };
+            if let Some((_, reply)) = faults.forged.lock().unwrap().take_if(is_forged) {
+                *forged.lock().unwrap() = Some(reply);
             }
             if to_redis.write_all(request).await.is_err() {
                 return;
@@ -187,7 +231,9 @@ async fn forward(client: TcpStream, faults: Arc<Faults>) {
             }
             let mut is_closed = faults.is_closed.subscribe();
             is_closed.wait_for(|is_closed| !is_closed).await.unwrap();
-            if *loses_reply.borrow() || to_client.write_all(&buffer[..read]).await.is_err() {
+            let forged = forged.lock().unwrap().take();
+            let reply = forged.as_deref().unwrap_or(&buffer[..read]);
+            if *loses_reply.borrow() || to_client.write_all(reply).await.is_err() {
                 return;
             }
         }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use fred::{clients::Client, interfaces::ClientLike, types::config::Config};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -91,7 +92,14 @@ impl Redis {
     /// Runs one command with `redis-cli` and returns its output.
     pub fn cli(&self, command: &[&str]) -> String {
         let output = self.cli_command().args(command).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// A client for values that are no text.
+    pub async fn client(&self) -> Client {
+        let client = Client::new(Config::from_url(&self.url()).unwrap(), None, None, None);
+        client.init().await.unwrap();
+        client
     }
 
     /// Runs a command and asserts that its reply is OK.
@@ -154,23 +162,19 @@ impl Redis {
         calls.sum()
     }
 
+    /// Whether the server knows `SET … IFEQ`.
+    pub fn has_ifeq(&self) -> bool {
+        !self.cli(&["SET", "-", "", "PX", "1", "IFEQ", "-", "GET"]).contains("syntax error")
+    }
+
     /// The remaining time to live of a key in ms; negative if the key does not exist or never expires.
     pub fn pttl(&self, key: &str) -> i64 {
         self.cli(&["PTTL", key]).parse().unwrap()
     }
 
-    /// Runs the service's script with these keys and arguments, preceded by `before`, which is Lua.
-    pub fn count_views(&self, before: &str, keys: &[&str], arguments: &[&str]) -> String {
-        let script = format!("{before}\n{}", include_str!("../../src/store/count_views.lua"));
-        let number = keys.len().to_string();
-        self.cli(&[&["EVAL", &script, &number], keys, arguments].concat())
-    }
-
-    /// The keys of sessions: all except those that keep replies.
+    /// All keys: the ids of sessions.
     pub fn keys(&self) -> Vec<String> {
-        let keys = self.cli(&["KEYS", "*"]);
-        let sessions = keys.lines().filter(|key| !key.starts_with("calls:"));
-        sessions.map(str::to_owned).collect()
+        self.cli(&["KEYS", "*"]).lines().map(str::to_owned).collect()
     }
 
     /// Records the commands that clients send from now on, without those inside scripts.

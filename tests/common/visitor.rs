@@ -5,7 +5,7 @@ use reqwest::{
     header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
 };
 
-use super::{Service, TIMEOUT};
+use super::{Redis, Service, TIMEOUT};
 
 /// A server on a port of this machine.
 pub trait Port {
@@ -13,6 +13,12 @@ pub trait Port {
 }
 
 impl Port for Service {
+    fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Port for Redis {
     fn port(&self) -> u16 {
         self.port
     }

@@ -1,19 +1,127 @@
-//! What must hold, whatever happens, told from outside: from the keys, the replies and the answers.
+//! What must hold, whatever happens, told from outside: from what Redis holds, its replies, and the answers.
 
-use super::*;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// A session and a path.
-pub type Page = (Id, &'static str);
+use cloud_run_sessions::store::{
+    Error,
+    committer::{Applied, Outcome},
+    contents::WRITERS,
+    ttl::ENDED_TTL,
+};
+use fred::{bytes::Bytes, types::Value};
+use tokio::time::Instant;
+use tower_sessions::session::{Id, Record};
 
-/// What is true of the sessions in Redis.
-#[derive(Clone, Default)]
+use super::{
+    model::{Entry, Stored},
+    world::{TTL, World},
+};
+
+/// The key of the pages' items in the data.
+pub const ITEMS: &str = "items";
+
+/// How much longer than its time to live a session lives at most, in ms.
+const LONGER: u64 = 5_000;
+
+/// A write's name: of an instance, and a number.
+type Name = (u64, u64);
+
+/// A value, decoded as tower-sessions-redis-store does it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    is_ended: bool,
+    version: u64,
+    writes: Vec<Name>,
+    counts: BTreeMap<String, u64>,
+    items: Vec<u64>,
+}
+
+impl Seen {
+    fn read(id: Id, value: &[u8]) -> Option<Self> {
+        let record: Record = rmp_serde::from_slice(value).ok()?;
+        let entry = record.data.get("#")?.as_array()?;
+        let numbers: Vec<_> = entry[1].as_array()?.iter().filter_map(|number| number.as_u64()).collect();
+        let counts = entry.get(2).and_then(|counts| counts.as_object()).into_iter().flatten();
+        let items = record.data.get(ITEMS).and_then(|items| items.as_array()).into_iter().flatten();
+        (record.id == id).then_some(Self {
+            is_ended: entry.len() == 2,
+            version: entry[0].as_u64()?,
+            writes: numbers.chunks(2).map(|write| (write[0], write[1])).collect(),
+            counts: counts.map(|(path, count)| (path.clone(), count.as_u64().unwrap())).collect(),
+            items: items.map(|item| item.as_u64().unwrap()).collect(),
+        })
+    }
+
+    /// Whether a write that was to replace this version may be part of this value, or may be not.
+    fn cannot_tell(&self, write: Name, replaced: u64) -> bool {
+        match self.writes.iter().find(|last| last.0 == write.0) {
+            Some(last) => last.1 > write.1,
+            // As long as a value names fewer writes, none is missing.
+            None => self.writes.len() == WRITERS && self.version > replaced + WRITERS as u64,
+        }
+    }
+}
+
+/// A session in Redis.
+#[derive(Clone)]
+pub struct Session {
+    pub value: Vec<u8>,
+    /// With the counts and items that it had when it ended.
+    pub seen: Seen,
+}
+
+/// What is known of a session under its ids, one after the other.
+#[derive(Default)]
+struct Visit {
+    /// By path, the counts that Redis holds and that are not answered, and how many views ended without an answer.
+    open: HashMap<String, (Vec<u64>, usize)>,
+    /// By path, the counts given by the write that ended the session.
+    at_end: HashMap<String, u64>,
+    /// The items that Redis held, those that were acknowledged, and those of which nobody knows.
+    stored: HashSet<u64>,
+    acknowledged: HashSet<u64>,
+    unanswered: HashSet<u64>,
+}
+
+/// A sending of a swap, and its reply.
+struct Sending {
+    instance: usize,
+    sent: Instant,
+    id: Id,
+    expected: Vec<u8>,
+    new: Vec<u8>,
+    reply: Result<Value, Error>,
+}
+
+#[derive(Default)]
 pub struct Truth {
-    /// Until when a session lives at least, in ms of Redis's clock. A session that was ended is not in here.
-    pub lives: HashMap<Id, u64>,
-    /// How often each page was counted.
-    pub counts: HashMap<Page, u64>,
-    /// The calls that were counted: the lane's key and the number.
-    calls: HashSet<(Vec<u8>, Vec<u8>)>,
+    pub sessions: HashMap<Id, Session>,
+    replica: Option<HashMap<Id, Session>>,
+    visits: Vec<Visit>,
+    visit_of: HashMap<Id, usize>,
+    /// The writes that were stored, and the sessions that were begun.
+    writes: HashSet<Name>,
+    begun: HashSet<Id>,
+    /// The sessions that somebody else has broken.
+    pub broken: HashSet<Id>,
+    /// The sessions that were to end, and when last; that have ended, and of which nobody knows.
+    pub ends_begun: HashMap<Id, Instant>,
+    ended: HashSet<Id>,
+    perhaps_ended: HashSet<Id>,
+    /// Redis has lost writes. Then numbers may be given again, and sessions may be over, or live again.
+    has_lost_writes: bool,
+    sendings: Vec<Sending>,
+    /// The instances that sent another command and got no reply, and when.
+    unanswered: Vec<(usize, Instant)>,
+}
+
+/// What was true of a session before a request.
+pub struct Before {
+    since: Instant,
+    counts: BTreeMap<String, u64>,
+    /// Whether its key was there.
+    is_there: bool,
+    had_ended: bool,
 }
 
 /// Notes a violation of what must hold.
@@ -24,94 +132,379 @@ macro_rules! must {
 }
 pub(super) use must;
 
+impl Truth {
+    /// A visitor has a session with a first view.
+    pub fn begin(&mut self, id: Id) {
+        self.visit_of.insert(id, self.visits.len());
+        self.visits.push(Visit::default());
+    }
+
+    pub fn forget_sessions(&mut self) {
+        (self.sessions, self.has_lost_writes) = (HashMap::new(), true);
+    }
+
+    pub fn replicate(&mut self) {
+        self.replica = Some(self.sessions.clone());
+    }
+
+    pub fn fail_over(&mut self) {
+        (self.sessions, self.has_lost_writes) = (self.replica.take().unwrap_or_default(), true);
+    }
+
+    pub fn note(
+        &mut self,
+        instance: usize,
+        sent: Instant,
+        id: Id,
+        [expected, new]: [&[u8]; 2],
+        reply: Result<Value, Error>,
+    ) {
+        let [expected, new] = [expected, new].map(<[u8]>::to_vec);
+        self.sendings.push(Sending { instance, sent, id, expected, new, reply });
+    }
+
+    pub fn note_other(&mut self, instance: usize, reply: &Result<Value, Error>) {
+        if let Err(Error::Unanswered) = reply {
+            self.unanswered.push((instance, Instant::now()));
+        }
+    }
+
+    fn visit(&mut self, id: Id) -> &mut Visit {
+        &mut self.visits[self.visit_of[&id]]
+    }
+
+    /// Whether nobody can tell what became of a write of this instance since then.
+    fn cannot_tell(&self, instance: usize, id: Id, since: Instant) -> bool {
+        let ours = |sending: &&Sending| sending.instance == instance && sending.id == id;
+        let sendings: Vec<_> = self.sendings.iter().filter(ours).collect();
+        sendings.iter().any(|sending| {
+            if sending.sent < since || !matches!(sending.reply, Err(Error::Unanswered)) {
+                return false;
+            }
+            match &sendings.iter().rfind(|other| other.new == sending.new).unwrap().reply {
+                Ok(held @ (Value::Bytes(_) | Value::String(_))) => {
+                    let held = held.as_bytes().unwrap();
+                    let new = Seen::read(id, &sending.new).unwrap();
+                    held != sending.expected
+                        && held != sending.new
+                        && Seen::read(id, held).is_none_or(|held| held.cannot_tell(new.writes[0], new.version - 1))
+                }
+                Ok(Value::Integer(_)) => false,
+                _ => true,
+            }
+        })
+    }
+
+    /// Whether a command of this instance had no reply since then.
+    fn had_no_reply(&self, instance: usize, id: Id, since: Instant) -> bool {
+        self.unanswered.iter().any(|(other, when)| *other == instance && *when >= since)
+            || self.cannot_tell(instance, id, since)
+    }
+}
+
 impl World {
-    /// A call counts all its views when its reply is kept for the first time, and changes nothing at any other time.
-    pub fn judge_call(&mut self, call: &Call, before: &Entries, reply: &Result<String, String>, is_late: bool) {
-        let number = str::from_utf8(&call.arguments[0]).unwrap();
-        let own = reply.as_ref().ok().and_then(|reply| reply.strip_prefix(number)?.strip_prefix('\n'));
-        must!(self, is_late || own.is_some() || reply.is_err(), "call {number} is awaited, but the reply is {reply:?}");
-        let name = (call.keys[0].clone(), call.arguments[0].clone());
-        if let Some(own) = own.filter(|_| !self.truth.calls.contains(&name)) {
-            let lines: Vec<_> = own.split('\n').collect();
-            must!(self, 1 + 2 * lines.len() == call.keys.len(), "not a line for each view: {reply:?}");
-            if lines.iter().any(|line| *line != "0") {
-                self.truth.calls.insert(name);
+    pub fn before(&self, id: Id) -> Before {
+        let counts = self.seen(id).map(|seen| seen.counts.clone()).unwrap_or_default();
+        let is_there = self.model.left(id.to_string().as_bytes()).is_some();
+        Before { since: Instant::now(), counts, is_there, had_ended: self.truth.ended.contains(&id) }
+    }
+
+    /// A command was executed. Before it, this key held that.
+    pub fn judge_command(&mut self, command: &[u8], key: &[u8], before: Option<Entry>) {
+        let after = self.model.entries.get(key).cloned();
+        let Ok(id) = str::from_utf8(key).unwrap().parse::<Id>() else {
+            return must!(self, after.is_none(), "the service keeps {key:?}");
+        };
+        let left = self.model.left(key).unwrap_or_default();
+        let [ttl, ended_ttl] = [TTL, ENDED_TTL].map(|ttl| ttl.as_millis() as u64);
+        let (old, new) = match (before, after) {
+            (None, None) => return,
+            (Some(_), None) => return must!(self, command == b"DEL", "a session is deleted"),
+            (Some(before), Some(after)) if before.stored == after.stored => {
+                let is_ended = left == ended_ttl && self.truth.sessions[&id].seen.is_ended;
+                // A broken one does not look ended.
+                let lives = !self.truth.sessions[&id].seen.is_ended || self.truth.broken.contains(&id);
+                let is_full = is_ended || lives && (ttl..=ttl + LONGER).contains(&left);
+                let is_renewed = before.ends == after.ends || is_full;
+                return must!(self, is_renewed, "a session that stays has {left} ms left");
             }
-            let views = call.keys[1..].chunks(2).zip(&call.arguments[6..]);
-            for (line, (keys, called)) in lines.into_iter().zip(views) {
-                let id = str::from_utf8(&keys[0]).unwrap().parse().unwrap();
-                let path = PATHS.into_iter().find(|path| path.as_bytes() == called).unwrap();
-                self.judge_view(id, path, line, before.contains_key(&keys[0]));
+            (before, Some(Entry { stored: Stored::Text(new), .. })) => (before.map(|entry| entry.stored), new),
+            (_, Some(entry)) => unreachable!("a session becomes {entry:?}"),
+        };
+        let Some(mut seen) = Seen::read(id, &new) else {
+            return must!(self, false, "tower-sessions-redis-store cannot read {:?}", new.escape_ascii().to_string());
+        };
+        let allowed = if seen.is_ended { ended_ttl..=ended_ttl } else { ttl..=ttl + LONGER };
+        must!(self, allowed.contains(&left), "a session is written with {left} ms to live: {seen:?}");
+        match old {
+            None => {
+                must!(self, self.truth.begun.insert(id), "a session is revived: {seen:?}");
+                must!(self, !seen.is_ended, "a session begins with its end");
             }
-        } else {
-            for key in &call.keys[1..] {
-                let (was, is) = (before.get(key), self.model.entries.get(key));
-                // A session in its last moment may go.
-                let last = Some(self.model.now + MARGIN.as_millis() as u64);
-                let may_go = is.is_none() && was.is_some_and(|entry| entry.ends <= last);
-                must!(self, was == is || may_go, "call {number} is not counted, but {was:?} becomes {is:?}");
+            Some(old) => {
+                let session = &self.truth.sessions[&id];
+                must!(self, old == Stored::Text(session.value.clone()), "a broken session is overwritten");
+                must!(self, self.truth.visit_of.contains_key(&id), "a session is changed that nobody knows");
+                if !self.truth.visit_of.contains_key(&id) {
+                    return;
+                }
+                self.judge_write(id, &mut seen);
             }
         }
-        let has_one_slot = || call.keys.iter().all(|key| redis_keyslot(key) == redis_keyslot(&call.keys[0]));
-        must!(self, !self.is_clustered || has_one_slot(), "a call has keys in several slots");
-        let longest = Some(REPLY_KEPT_FOR.as_millis() as u64);
-        must!(self, self.model.left(&call.keys[0]) <= longest, "a reply is kept for longer");
-        self.judge_keys(&call.keys[1..]);
+        self.truth.sessions.insert(id, Session { value: new, seen });
     }
 
-    /// A view in a call that is counted. Its line is its count, 0 if its session is over, or an error.
-    fn judge_view(&mut self, id: Id, path: &'static str, line: &str, was_alive: bool) {
-        let lives = self.truth.lives.get(&id).copied();
-        match line.parse() {
-            Ok(0) => {
-                let may_be_over = self.has_lost_writes || lives.is_none_or(|until| until <= self.model.now);
-                must!(self, may_be_over, "at {} a session is over that lives until {lives:?}", self.model.now);
-                must!(self, self.model.left(&keys(id)[0]).is_none(), "a session is over, and its record is left");
-            }
-            Ok(count) => {
-                let expected = self.truth.counts.entry((id, path)).or_default();
-                *expected += 1;
-                must!(self, count == *expected, "{path} is counted to {count}, not {expected}");
-                must!(self, was_alive && lives.is_some(), "{path} is counted to {count}, but its session is over");
-                self.open.entry((id, path)).or_default().0.push(count);
-            }
-            Err(_) => must!(self, line.starts_with('-'), "{line:?} is no count"),
+    /// A value has replaced another one. If it is an end, it has the counts and items of that one then.
+    fn judge_write(&mut self, id: Id, seen: &mut Seen) {
+        let old = &self.truth.sessions[&id].seen;
+        let is_lost = self.truth.has_lost_writes;
+        must!(self, !old.is_ended, "an ended session is changed: {seen:?}");
+        must!(self, seen.version == old.version + 1, "version {} follows {}", seen.version, old.version);
+        let instances: HashSet<_> = seen.writes.iter().map(|write| write.0).collect();
+        let are_named = instances.len() == seen.writes.len() && instances.len() <= WRITERS;
+        let stay = old.writes.iter().filter(|write| write.0 != seen.writes[0].0).take(WRITERS - 1);
+        must!(self, are_named && seen.writes[1..].iter().eq(stay), "{seen:?} forgets a write of {old:?}");
+        must!(self, self.truth.writes.insert(seen.writes[0]) || is_lost, "a write's name comes again: {seen:?}");
+        if seen.is_ended {
+            must!(self, seen.counts.is_empty() && seen.items.is_empty(), "an ended session holds {seen:?}");
+            (seen.counts, seen.items) = (old.counts.clone(), old.items.clone());
+            return;
+        }
+        let visit = &mut self.truth.visits[self.truth.visit_of[&id]];
+        let never_fall = old.counts.iter().all(|(path, count)| seen.counts.get(path) >= Some(count));
+        for (path, count) in &seen.counts {
+            let first = old.counts.get(path).map_or(1, |count| count + 1);
+            visit.open.entry(path.clone()).or_default().0.extend(first..=*count);
+        }
+        must!(self, never_fall, "counts fall from {:?} to {:?}", old.counts, seen.counts);
+        let added = seen.items.strip_prefix(&*old.items);
+        must!(self, added.is_some(), "items become {:?} after {:?}", seen.items, old.items);
+        for item in added.into_iter().flatten() {
+            let is_new = visit.stored.insert(*item) || is_lost && !old.items.contains(item);
+            must!(self, is_new, "item {item} is there twice: {:?}", seen.items);
         }
     }
 
-    /// All keys of sessions end, a session's views not after its record.
-    pub fn judge_keys(&mut self, keys: &[Vec<u8>]) {
-        let longest = Lifetime::new(TTL).of_record().as_millis() as u64;
-        for session in keys.chunks(2) {
-            let (record, views) = (self.model.left(&session[0]), self.model.left(&session[1]));
-            must!(self, views <= record && record <= Some(longest), "a record has {record:?} ms, its views {views:?}");
+    /// Judges what became of a change. Returns it if it was applied; nothing if nobody can tell; else that it was not.
+    fn judge_outcome(
+        &mut self,
+        id: Id,
+        before: &Before,
+        instance: usize,
+        outcome: Option<Outcome>,
+        kind: &'static str,
+    ) -> Option<Option<Applied>> {
+        let is_lost = self.truth.has_lost_writes;
+        let judged = match outcome {
+            None => None,
+            Some(Ok(Some(applied))) => {
+                must!(self, is_lost || !before.had_ended, "{kind} changes a session that has ended");
+                let is_over = is_lost || self.truth.ends_begun.contains_key(&id);
+                let left = self.model.left(id.to_string().as_bytes());
+                let is_long = left.is_none() || left >= Some(TTL.as_millis() as u64);
+                must!(self, is_over || is_long, "after {kind} a session has {left:?} ms left");
+                Some(Some(applied))
+            }
+            Some(Ok(None)) => {
+                self.judge_absence(id, kind);
+                Some(None)
+            }
+            Some(Err(Error::Unanswered)) => {
+                let cannot_tell = self.truth.cannot_tell(instance, id, before.since);
+                must!(self, cannot_tell, "{kind} is answered that nobody can tell, but the value does");
+                None
+            }
+            Some(Err(error)) => {
+                self.judge_error(id, before, &error, kind);
+                Some(None)
+            }
+        };
+        let in_short = judged.as_ref().map_or(2, |applied| applied.is_some().into());
+        self.log.push((kind, in_short));
+        judged
+    }
+
+    fn judge_absence(&mut self, id: Id, kind: &str) {
+        let is_gone = self.model.left(id.to_string().as_bytes()).is_none();
+        must!(self, is_gone || self.truth.has_lost_writes, "{kind} finds no session, but there is one");
+    }
+
+    fn judge_error(&mut self, id: Id, before: &Before, error: &Error, kind: &str) {
+        let may_be = match error {
+            Error::Ended => self.truth.ends_begun.get(&id).is_some_and(|begun| {
+                // A view that joins an end is answered before it is known whether the session is still there; one that
+                // waits for an end, when this is answered, however long that takes.
+                before.is_there || self.truth.has_lost_writes || begun.elapsed() < TTL
+            }),
+            Error::Unreadable => self.truth.broken.contains(&id),
+            Error::Refused(reason) => {
+                ["OOM ", "READONLY ", "TRYAGAIN ", "WRONGTYPE "].iter().any(|code| reason.starts_with(code))
+            }
+            Error::Mismatched => kind == "a failing item",
+            Error::Unreached | Error::Overloaded => true,
+            Error::Unanswered | Error::Garbled | Error::TooLarge | Error::Reserved => false,
+        };
+        must!(self, may_be, "{kind} is answered {error:?}");
+    }
+
+    /// What the value of an answer holds.
+    fn decode(&mut self, id: Id, value: &Bytes) -> Seen {
+        match self.truth.sessions.get(&id) {
+            Some(session) if session.value == *value => session.seen.clone(),
+            _ => {
+                let seen = Seen::read(id, value);
+                must!(self, seen.is_some(), "a value is given that nobody can read");
+                seen.unwrap_or_default()
+            }
         }
     }
 
-    /// A view is answered with a count that no other has, and its session lives for as long as is promised.
-    pub fn judge_answer(&mut self, id: Id, path: &'static str, count: u64) {
-        let (given, _) = self.open.entry((id, path)).or_default();
-        let at = given.iter().position(|given| *given == count);
-        must!(self, at.is_some(), "{path}: {count} is answered more often than it was counted");
-        at.map(|at| given.swap_remove(at));
-        let [record, views] = keys(id).map(|key| self.model.left(&key));
-        let least = Some(TTL.as_millis() as u64 - 5);
-        let may_be_over = self.has_lost_writes || !self.truth.lives.contains_key(&id);
-        must!(self, may_be_over || record.min(views) >= least, "after a view {record:?} and {views:?} ms are left");
-        self.is_used(id);
+    pub fn judge_view(&mut self, id: Id, path: &str, before: &Before, instance: usize, outcome: Option<Outcome>) {
+        let judged = self.judge_outcome(id, before, instance, outcome, "a view");
+        // Nothing is there: perhaps it was counted before the session was over.
+        let Some(Some(Applied { count, value })) = judged else {
+            return self.truth.visit(id).open.entry(path.to_owned()).or_default().1 += 1;
+        };
+        let seen = self.decode(id, &value);
+        if seen.is_ended {
+            self.count_at_end(id, path, count);
+        }
+        let is_in = seen.is_ended || seen.counts.get(path) >= Some(&count);
+        must!(self, is_in, "{path} is counted to {count}, but not in {seen:?}");
+        let (open, _) = self.truth.visit(id).open.entry(path.to_owned()).or_default();
+        let at = open.iter().position(|open| *open == count);
+        at.map(|at| open.swap_remove(at));
+        must!(self, at.is_some(), "{path} is answered {count} more often than it was counted");
+        self.log.push(("count", count));
     }
 
-    /// A session that was viewed or saved lives for its whole time again, unless it was ended.
-    pub fn is_used(&mut self, id: Id) {
-        self.truth.lives.entry(id).and_modify(|lives| *lives = self.model.now + TTL.as_millis() as u64);
+    /// A view may be counted by the write that ends its session. Then Redis never holds its count, nor those of others
+    /// before it.
+    fn count_at_end(&mut self, id: Id, path: &str, count: u64) {
+        let last = self.seen(id).and_then(|seen| seen.counts.get(path)).copied().unwrap_or_default();
+        let visit = self.truth.visit(id);
+        let at_end = visit.at_end.entry(path.to_owned()).or_default();
+        *at_end = last.max(*at_end);
+        if count > *at_end {
+            visit.open.entry(path.to_owned()).or_default().0.extend(*at_end + 1..=count);
+            *at_end = count;
+        }
     }
 
-    /// No count is skipped but for views that ended without one.
+    pub fn judge_item(&mut self, id: Id, item: u64, before: &Before, instance: usize, outcome: Option<Outcome>) {
+        let fails = matches!(outcome, Some(Err(Error::Mismatched)));
+        let kind = if fails { "a failing item" } else { "an item" };
+        match self.judge_outcome(id, before, instance, outcome, kind) {
+            None | Some(None) => _ = self.truth.visit(id).unanswered.insert(item),
+            Some(Some(applied)) => {
+                let seen = self.decode(id, &applied.value);
+                must!(self, seen.is_ended || seen.items.contains(&item), "item {item} is not in {seen:?}");
+                if seen.is_ended {
+                    // Perhaps it was added by the write that ended the session.
+                    self.truth.visit(id).stored.insert(item);
+                }
+                self.truth.visit(id).acknowledged.insert(item);
+            }
+        }
+    }
+
+    pub fn judge_end_of_session(&mut self, id: Id, before: &Before, instance: usize, outcome: Option<Outcome>) {
+        match self.judge_outcome(id, before, instance, outcome, "an end") {
+            None | Some(None) => _ = self.truth.perhaps_ended.insert(id),
+            Some(Some(applied)) => {
+                let seen = Seen::read(id, &applied.value);
+                must!(self, seen.is_some_and(|seen| seen.is_ended), "a session is not ended");
+                self.judge_ended(id);
+            }
+        }
+    }
+
+    /// A session was ended. Nobody else has ended it.
+    fn judge_ended(&mut self, id: Id) {
+        let is_lost = self.truth.has_lost_writes;
+        must!(self, self.truth.ended.insert(id) || is_lost, "a session is ended twice");
+        let is_ended = self.seen(id).is_some_and(|seen| seen.is_ended);
+        must!(self, is_ended || is_lost, "a session goes on that was ended");
+    }
+
+    pub fn judge_change_of_id(
+        &mut self,
+        id: Id,
+        item: u64,
+        before: &Before,
+        instance: usize,
+        outcome: Option<Result<Option<(Id, Bytes)>, Error>>,
+    ) {
+        self.log.push(("id", matches!(outcome, Some(Ok(Some(_)))).into()));
+        match outcome {
+            None => _ = self.truth.perhaps_ended.insert(id),
+            Some(Err(Error::Unanswered)) => {
+                let had_no_reply = self.truth.had_no_reply(instance, id, before.since);
+                must!(self, had_no_reply, "nobody can tell whether an id changed, but each reply came");
+                self.truth.perhaps_ended.insert(id);
+            }
+            Some(Err(error)) => self.judge_error(id, before, &error, "a change of id"),
+            Some(Ok(None)) => {
+                self.judge_absence(id, "a change of id");
+                // Perhaps it was, before it was gone.
+                self.truth.perhaps_ended.insert(id);
+            }
+            Some(Ok(Some((new, value)))) => {
+                self.judge_ended(id);
+                let visit = self.truth.visit_of[&id];
+                self.truth.visit_of.insert(new, visit);
+                self.truth.visit(id).stored.insert(item);
+                self.truth.visit(id).acknowledged.insert(item);
+                let new = self.decode(new, &value);
+                if self.truth.has_lost_writes {
+                    return;
+                }
+                let old = &self.truth.sessions[&id].seen;
+                let carries = new.counts == old.counts && new.items.split_last() == Some((&item, &*old.items));
+                must!(self, carries, "after a change of id {old:?} goes on as {new:?}");
+            }
+        }
+    }
+
+    pub fn judge_read(&mut self, id: Id, before: &Before, instance: usize, value: Result<Option<Bytes>, Error>) {
+        self.log.push(("read", matches!(value, Ok(Some(_))).into()));
+        match value {
+            Ok(Some(value)) if self.truth.broken.contains(&id) => drop(value),
+            Ok(Some(value)) => {
+                let seen = self.decode(id, &value);
+                let is_lost = self.truth.has_lost_writes;
+                let is_new = before.counts.iter().all(|(path, count)| seen.counts.get(path) >= Some(count));
+                must!(self, is_lost || is_new && !seen.is_ended && !before.had_ended, "an old value is read: {seen:?}");
+            }
+            Ok(None) => self.judge_absence(id, "a read"),
+            Err(Error::Unanswered) => {
+                let had_no_reply = self.truth.had_no_reply(instance, id, before.since);
+                must!(self, had_no_reply, "a read is not answered, but each reply came");
+            }
+            Err(error) => self.judge_error(id, before, &error, "a read"),
+        }
+    }
+
+    /// Nothing is left over: no permit, no count, no item, no end.
     pub fn judge_end(&mut self) {
         let are_idle = self.instances.iter().all(|instance| instance.committer.is_idle());
-        must!(self, are_idle, "an instance is not idle after all views");
-        // A call whose kept reply was lost may be counted twice.
-        let holds = self.has_lost_writes || self.open.values().all(|(given, failed)| given.len() <= *failed);
-        must!(self, holds, "of some page more counts are skipped than views ended without one");
+        must!(self, are_idle, "an instance is not idle after all requests");
+        if self.truth.has_lost_writes {
+            return;
+        }
+        for Visit { open, stored, acknowledged, unanswered, .. } in &self.truth.visits {
+            for (path, (counts, unanswered)) in open {
+                let holds = counts.len() <= *unanswered;
+                must!(self, holds, "{path}: {counts:?} are not answered, and {unanswered} views were not");
+            }
+            let lost: Vec<_> = acknowledged.difference(stored).collect();
+            must!(self, lost.is_empty(), "items {lost:?} are lost");
+            let left: Vec<_> = stored.difference(acknowledged).filter(|item| !unanswered.contains(item)).collect();
+            must!(self, left.is_empty(), "items {left:?} are there, and were refused");
+        }
+        for (id, session) in &self.truth.sessions {
+            let is_known = self.truth.ended.contains(id) || self.truth.perhaps_ended.contains(id);
+            must!(self, !session.seen.is_ended || is_known, "a session has ended that was to go on");
+        }
     }
 }

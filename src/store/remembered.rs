@@ -1,0 +1,119 @@
+//! What an instance remembers of sessions: the values that it wrote last. It saves reading them before the next write.
+
+use std::mem;
+
+use foldhash::HashMap;
+use fred::bytes::Bytes;
+use tower_sessions::session::Id;
+
+/// The most bytes that remembered values take, in both generations together: some 40,000 sessions of three pages. A
+/// visitor who comes back after so many others costs one more command.
+const MAX_BYTES: usize = 8_000_000;
+
+/// What a value takes beside its bytes: its place in a hash table that is half full, and two allocations.
+const OVERHEAD: usize = 130;
+
+/// How far trust goes up and down. Little, so that it changes within a few views.
+const MOST_TRUST: i8 = 4;
+const LEAST_TRUST: i8 = -2;
+
+/// Values by session. Forgetting one is harmless.
+///
+/// A value is in the younger generation if it was stored since the last change of generations. When the younger one
+/// is half of all that may be remembered, it becomes the older one, and the older one is forgotten.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    young: HashMap<Id, Bytes>,
+    old: HashMap<Id, Bytes>,
+    /// Of the younger generation.
+    bytes: usize,
+    /// How often a remembered value was right lately, less twice how often it was wrong. A wrong value costs two to three
+    /// commands, a right one saves one.
+    trust: i8,
+}
+
+impl Remembered {
+    /// Remembers the value of a session.
+    pub fn put(&mut self, id: Id, value: Bytes) {
+        self.bytes += value.len() + OVERHEAD;
+        if self.bytes > MAX_BYTES / 2 {
+            self.bytes = value.len() + OVERHEAD;
+            self.old = mem::take(&mut self.young);
+        }
+        if let Some(before) = self.young.insert(id, value) {
+            self.bytes -= before.len() + OVERHEAD;
+        }
+    }
+
+    /// Takes the value of a session out.
+    pub fn take(&mut self, id: &Id) -> Option<Bytes> {
+        let old = self.old.remove(id);
+        let young = self.young.remove(id).inspect(|value| self.bytes -= value.len() + OVERHEAD);
+        young.or(old)
+    }
+
+    /// Whether a remembered value is more likely right than wrong. Another instance may have written the session since.
+    pub fn is_trusted(&self) -> bool {
+        self.trust >= 0
+    }
+
+    /// Learns whether a remembered value was right.
+    pub fn learn(&mut self, was_right: bool) {
+        let change = if was_right { 1 } else { -2 };
+        self.trust = (self.trust + change).clamp(LEAST_TRUST, MOST_TRUST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(size: usize) -> Bytes {
+        vec![0; size].into()
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut remembered = Remembered::default();
+        for size in [0, 100, 60_000] {
+            for id in 0..100_000 {
+                remembered.put(Id(id), value(size));
+                let values = remembered.young.values().chain(remembered.old.values());
+                if id % 1000 == 0 {
+                    let bytes: usize = values.map(|value| value.len() + OVERHEAD).sum();
+                    assert!(bytes <= MAX_BYTES, "{bytes} bytes of values of {size}");
+                }
+            }
+            assert_eq!(remembered.take(&Id(99_999)), Some(value(size)));
+            assert_eq!(remembered.take(&Id(99_999)), None);
+        }
+    }
+
+    #[test]
+    fn the_newest_value_counts() {
+        let mut remembered = Remembered::default();
+        let half = MAX_BYTES / 2 - 2 * OVERHEAD;
+        remembered.put(Id(1), value(1));
+        remembered.put(Id(2), value(half));
+        remembered.put(Id(1), value(2));
+        assert_eq!(remembered.take(&Id(1)), Some(value(2)));
+        assert_eq!(remembered.take(&Id(2)), Some(value(half)));
+    }
+
+    #[test]
+    fn trust_follows_what_was_right() {
+        let mut remembered = Remembered::default();
+        let mut after = |was_right: &[bool]| {
+            was_right.iter().for_each(|was_right| remembered.learn(*was_right));
+            remembered.is_trusted()
+        };
+        assert!(after(&[]));
+        assert!(!after(&[false]));
+        assert!(!after(&[true]));
+        assert!(after(&[true]));
+        assert!(after(&[true; 100]));
+        assert!(!after(&[false; 3]));
+        assert!(!after(&[false; 100]));
+        assert!(after(&[true; 2]));
+    }
+}

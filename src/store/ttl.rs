@@ -1,0 +1,121 @@
+//! How long sessions live.
+
+use std::time::Duration;
+
+use fred::bytes::Bytes;
+use time::OffsetDateTime;
+use tower_sessions::session::Id;
+
+use super::{contents::Contents, error::Error, retry::DEADLINE};
+
+/// How long an ended session's id is remembered: longer than requests with it can be in flight.
+pub const ENDED_TTL: Duration = Duration::from_secs(30);
+
+/// How long sessions live.
+///
+/// Every write of a session gives it its time to live again, counted by Redis from the write's arrival. The answer comes
+/// at most [`DEADLINE`] later, hence the difference to what the setting promises. Its last day is counted by the clocks
+/// of the instances.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionTtl {
+    idle: Duration,
+    max_age: Option<Duration>,
+}
+
+/// A moment, by this instance's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    now: OffsetDateTime,
+    /// When a session that is written now ends, if not earlier on its last day.
+    end: OffsetDateTime,
+}
+
+impl SessionTtl {
+    /// For sessions that live for `idle` at least after the answer to their last view or save, and for `max_age` at most
+    /// after they have begun.
+    pub fn new(idle: Duration, max_age: Option<Duration>) -> Self {
+        Self { idle: idle + DEADLINE, max_age }
+    }
+
+    /// The longest time to live that a write gives a session.
+    pub fn longest(self) -> Duration {
+        self.idle
+    }
+
+    /// This moment.
+    pub fn now(self) -> Now {
+        let now = OffsetDateTime::now_utc();
+        // Nobody reads a fraction of a second, and it would take four bytes more in Redis.
+        let whole = |time: OffsetDateTime| time.replace_nanosecond(0).unwrap_or(time);
+        Now { now: whole(now), end: whole(now + self.idle) }
+    }
+
+    /// The value of a session that is written now, and its time to live; none if its last day is over. If sessions have a
+    /// last day, and this one does not know when it began, it begins now.
+    ///
+    /// # Errors
+    /// As for [`Contents::encode`].
+    pub fn seal(self, id: &Id, contents: &mut Contents, now: Now) -> Result<Option<(Bytes, Duration)>, Error> {
+        if self.max_age.is_some() {
+            contents.begun.get_or_insert(now.now.unix_timestamp());
+        }
+        let Some(left) = self.left(contents, now.now) else { return Ok(None) };
+        let expiry = if left == self.idle { now.end } else { now.now + left };
+        Ok(Some((contents.encode(id, expiry)?, left)))
+    }
+
+    /// The time that a session has to live if it is written now; none if its last day is over.
+    fn left(self, contents: &Contents, now: OffsetDateTime) -> Option<Duration> {
+        if contents.is_ended {
+            return Some(ENDED_TTL);
+        }
+        let (Some(max_age), Some(begun)) = (self.max_age, contents.begun) else { return Some(self.idle) };
+        let age = Duration::from_secs(now.unix_timestamp().saturating_sub(begun).max(0).unsigned_abs());
+        max_age.checked_sub(age).filter(|left| !left.is_zero()).map(|left| left.min(self.idle))
+    }
+
+    /// Whether the session of this value lives now.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] if it was ended; [`Error::Unreadable`].
+    pub fn lives(self, id: &Id, value: &[u8], now: Now) -> Result<bool, Error> {
+        let contents = Contents::decode(id, value)?;
+        if contents.is_ended { Err(Error::Ended) } else { Ok(self.left(&contents, now.now).is_some()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn left(ttl: SessionTtl, begun: Option<i64>, now: i64) -> Option<u64> {
+        let mut contents = Contents::default();
+        contents.begun = begun;
+        ttl.left(&contents, OffsetDateTime::from_unix_timestamp(now).unwrap()).map(|left| left.as_secs())
+    }
+
+    #[test]
+    fn a_session_has_a_last_day_if_there_is_one() {
+        let idle = SessionTtl::new(HOUR, None);
+        let aged = SessionTtl::new(HOUR, Some(24 * HOUR));
+        for (ttl, begun, now, expected) in [
+            (idle, None, 1_000_000, Some(3602)),
+            (idle, Some(0), 1_000_000, Some(3602)),
+            (aged, None, 1_000_000, Some(3602)),
+            (aged, Some(0), 0, Some(3602)),
+            (aged, Some(0), 86_400 - 7200, Some(3602)),
+            (aged, Some(0), 86_400 - 1800, Some(1800)),
+            (aged, Some(0), 86_399, Some(1)),
+            (aged, Some(0), 86_400, None),
+            (aged, Some(0), 1_000_000, None),
+            // Another instance's clock is ahead.
+            (aged, Some(60), 0, Some(3602)),
+            (aged, Some(i64::MIN), 0, None),
+            (aged, Some(i64::MAX), 0, Some(3602)),
+        ] {
+            assert_eq!(left(ttl, begun, now), expected, "{ttl:?}, begun {begun:?}, now {now}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Changes of a session that no other request can undo.
+
+use std::sync::Arc;
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tower_sessions::Session;
+
+use super::{
+    error::Error,
+    request_session::RequestSession,
+    views::{Counted, Uncounted},
+};
+use crate::store::{self, committer::Change};
+
+/// The request's session, for changes that no other request can undo, on any instance. Handlers extract it, beside or in
+/// place of tower-sessions' [`Session`].
+///
+/// Pages that extract it can only be routed through [`counted`](super::app::counted) or
+/// [`with_session`](super::app::with_session).
+#[derive(Clone, Debug)]
+pub struct AtomicSession {
+    state: Arc<RequestSession>,
+    session: Session,
+    /// The view's count, if it was counted.
+    pub(super) count: Option<u64>,
+}
+
+/// The states of pages that have a session.
+pub trait HasSession: Send + Sync {}
+
+impl HasSession for Counted {}
+impl HasSession for Uncounted {}
+
+impl<S: HasSession> FromRequestParts<S> for AtomicSession {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        parts.extensions.get::<Self>().cloned().ok_or(Error::Session)
+    }
+}
+
+impl AtomicSession {
+    pub(super) fn new(state: Arc<RequestSession>, session: Session, count: Option<u64>) -> Self {
+        Self { state, session, count }
+    }
+
+    /// Changes the session's value of this key, and returns what the function returns. If there is no such value, the
+    /// function gets `T`'s default.
+    ///
+    /// Requests that do this at the same time do not undo each other. Each change is applied exactly once, to what
+    /// the one before has left. So the function may be called several times, with newer values; only the last call counts.
+    /// Whatever else it does, it does each time.
+    ///
+    /// It costs one command executed, or two if the server lacks `SET … IFEQ`; one more if the instance has not read the
+    /// session for this request. A new visitor's session begins with the value when the page has answered.
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the store fails, or if the value has another type; [`Error::TooLarge`] if the session has
+    /// no room for it; [`Error::Ended`] if another request has ended the session. The value is not changed then, unless
+    /// Redis did not answer: then it may have been.
+    pub async fn update<T, R>(
+        &self,
+        key: &str,
+        mut change: impl FnMut(&mut T) -> R + Send + 'static,
+    ) -> Result<R, Error>
+    where
+        T: Default + DeserializeOwned + Serialize,
+        R: Send + 'static,
+    {
+        let result = Arc::new(Mutex::new(None));
+        let kept = result.clone();
+        // From the value to the next one.
+        let next = move |value: Option<&Value>| {
+            let mut value = value.map_or_else(|| Ok(T::default()), T::deserialize)?;
+            *kept.lock() = Some(change(&mut value));
+            serde_json::to_value(value)
+        };
+        self.replace(key, next).await?;
+        let result = result.lock().take();
+        result.ok_or(Error::Session)
+    }
+
+    /// Replaces the value of this key by the one that the function makes of it.
+    async fn replace(
+        &self,
+        key: &str,
+        next: impl FnMut(Option<&Value>) -> Result<Value, serde_json::Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let next = Arc::new(Mutex::new(next));
+        if self.state.has_begun() {
+            if self.session.is_modified() {
+                // The page's earlier changes come first.
+                self.session.save().await?;
+            }
+            let (owned_key, next) = (key.to_owned(), next.clone());
+            let change = Change::Data(Box::new(move |data| {
+                let value = (next.lock())(data.get(&owned_key)).map_err(|_| store::Error::Mismatched)?;
+                data.insert(owned_key.clone(), value);
+                Ok(())
+            }));
+            if self.state.change(change).await.map_err(Error::of_data)? {
+                // What the page has read is out of date.
+                self.session.load().await?;
+                return Ok(());
+            }
+        }
+        // There is no session yet, or no more. It begins when the page has answered, and nobody else knows it until then.
+        let value = self.session.get_value(key).await?;
+        let value = (next.lock())(value.as_ref())?;
+        self.session.insert_value(key, value).await?;
+        Ok(())
+    }
+
+    /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and begins its last day anew:
+    /// for a login. See [`Config::session_max_age`](crate::config::Config::session_max_age).
+    ///
+    /// # Errors
+    /// [`Error::Session`] if the session cannot be read.
+    pub async fn log_in(&self) -> Result<(), Error> {
+        self.state.begin_last_day();
+        Ok(self.session.cycle_id().await?)
+    }
+}

@@ -1,0 +1,269 @@
+//! What a request's [`Session`] is stored in: the value that counting the view brought, and changes instead of records.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use fred::bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::Value;
+use time::OffsetDateTime;
+use tower_sessions::{
+    Session, SessionStore,
+    session::{Id, Record},
+    session_store,
+};
+
+use crate::store::{
+    Error, Store,
+    committer::Change,
+    contents::{Contents, Data},
+};
+
+/// The store of one request's [`Session`].
+///
+/// tower-sessions loads and saves whole records; the last one to save would undo what others did meanwhile. Here, what
+/// a page changed is found by comparing the record with what was loaded, and only these keys are changed. And a session
+/// that the page ends, or that goes on under another id, ends only when the page has answered: first the new one
+/// stands.
+#[derive(Debug)]
+pub struct RequestSession {
+    store: Store,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The session's id, if it has begun.
+    id: Option<Id>,
+    /// The session's value, if it was not looked at yet.
+    value: Option<Bytes>,
+    /// The data that the page got, if it got any.
+    loaded: Option<Data>,
+    /// The path of a new visitor's view.
+    first_view: Option<Box<str>>,
+    /// The session that is to end.
+    ending: Option<Id>,
+    /// Whether its last day begins anew, if it goes on under another id.
+    begins_last_day: bool,
+    is_over: bool,
+    failure: Option<Error>,
+}
+
+/// A key of a session's data, and its new value; none if it is removed.
+type KeyChange = (String, Option<Value>);
+
+impl RequestSession {
+    /// The session that has this value, or that is read when the page wants it.
+    pub fn of(store: &Store, id: Id, value: Option<Bytes>) -> (Arc<Self>, Session) {
+        Self::new(store, State { id: Some(id), value, ..State::default() })
+    }
+
+    /// A session that begins when it is saved, perhaps with a view of this path.
+    pub fn beginning(store: &Store, first_view: Option<Box<str>>) -> (Arc<Self>, Session) {
+        Self::new(store, State { first_view, ..State::default() })
+    }
+
+    fn new(store: &Store, state: State) -> (Arc<Self>, Session) {
+        let id = state.id;
+        let this = Arc::new(Self { store: store.clone(), state: Mutex::new(state) });
+        (this.clone(), Session::new(id, this, None))
+    }
+
+    /// Whether the session is in the store, as far as is known.
+    pub fn has_begun(&self) -> bool {
+        self.state.lock().id.is_some()
+    }
+
+    /// Lets the session's last day be counted from now on, when it goes on under another id.
+    pub fn begin_last_day(&self) {
+        self.state.lock().begins_last_day = true;
+    }
+
+    /// Changes the session, if it lives. Returns whether it does.
+    pub async fn change(&self, change: Change) -> Result<bool, Error> {
+        let Some(id) = self.state.lock().id else { return Ok(false) };
+        let changed = self.store.change(id, change).await;
+        let mut state = self.state.lock();
+        match changed {
+            Ok(Some(applied)) => {
+                state.value = Some(applied.value);
+                Ok(true)
+            }
+            Ok(None) => {
+                (state.id, state.value) = (None, None);
+                Ok(false)
+            }
+            Err(error) => {
+                state.failure = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the session must be saved, even if the page has not changed it.
+    pub fn must_be_saved(&self) -> bool {
+        let state = self.state.lock();
+        state.first_view.is_some() || state.ending.is_some()
+    }
+
+    /// Whether the page has ended the session.
+    pub fn is_over(&self) -> bool {
+        self.state.lock().is_over
+    }
+
+    /// Why the store failed, if it did.
+    pub fn failure(&self) -> Option<Error> {
+        self.state.lock().failure.clone()
+    }
+
+    /// Remembers why the store failed. tower-sessions keeps only a text.
+    fn checked<T>(&self, result: Result<T, Error>) -> session_store::Result<T> {
+        result.map_err(|error| {
+            self.state.lock().failure = Some(error.clone());
+            session_store::Error::Backend(error.to_string())
+        })
+    }
+
+    async fn begin(&self, data: &Data, first_view: Option<&str>) -> Result<(Id, Bytes), Error> {
+        let mut contents = Contents::default();
+        contents.set_data(data)?;
+        if let Some(path) = first_view {
+            contents.count(path)?;
+        }
+        Box::pin(self.store.create(&contents)).await
+    }
+
+    async fn end(&self, id: Id) -> Result<(), Error> {
+        self.store.change(id, Change::End).await?;
+        let mut state = self.state.lock();
+        (state.ending, state.is_over) = (None, true);
+        Ok(())
+    }
+
+    /// What the page has changed; all, if it never looked.
+    fn changes(&self, data: &Data) -> (Vec<KeyChange>, bool) {
+        let state = self.state.lock();
+        let loaded = state.loaded.as_ref();
+        let get = |key: &str| loaded.and_then(|loaded| loaded.get(key));
+        let set = data.iter().filter(|(key, value)| get(key) != Some(value));
+        let set = set.map(|(key, value)| (key.clone(), Some(value.clone())));
+        let removed = loaded.into_iter().flat_map(Data::keys).filter(|key| !data.contains_key(*key));
+        (set.chain(removed.map(|key| (key.clone(), None))).collect(), loaded.is_none())
+    }
+
+    /// The change that a save makes.
+    fn changes_of(&self, data: &Data) -> impl FnMut(&mut Data) -> Result<(), Error> + Send + use<> {
+        let (changes, is_all) = self.changes(data);
+        move |data| {
+            if is_all {
+                data.clear();
+            }
+            for (key, value) in changes.iter().cloned() {
+                match value {
+                    Some(value) => data.insert(key, value),
+                    None => data.remove(&key),
+                };
+            }
+            Ok(())
+        }
+    }
+
+    async fn create_session(&self, record: &Record) -> Result<Id, Error> {
+        let (ending, first_view) = {
+            let mut state = self.state.lock();
+            (state.ending, state.first_view.take())
+        };
+        let (id, value) = match ending {
+            None => self.begin(&record.data, first_view.as_deref()).await?,
+            // `flush` keeps the record's id, and all its data is new.
+            Some(old) if old == record.id => {
+                let new = match record.data.is_empty() {
+                    true => None,
+                    false => Some(self.begin(&record.data, None).await?),
+                };
+                self.end(old).await?;
+                let Some(new) = new else { return Ok(old) };
+                self.state.lock().is_over = false;
+                new
+            }
+            // `cycle_id` has given it another one.
+            Some(old) => {
+                let mut change = self.changes_of(&record.data);
+                let begins_last_day = self.state.lock().begins_last_day;
+                let change_contents = |contents: &mut Contents<'_>| {
+                    if begins_last_day {
+                        contents.begun = None;
+                    }
+                    contents.change(&mut change)
+                };
+                match Box::pin(self.store.change_id(&old, change_contents)).await? {
+                    Some(new) => new,
+                    // The session is over: what the page changed begins another one.
+                    None => {
+                        let mut data = Data::new();
+                        change(&mut data)?;
+                        self.begin(&data, None).await?
+                    }
+                }
+            }
+        };
+        let mut state = self.state.lock();
+        (state.id, state.ending) = (Some(id), None);
+        (state.value, state.loaded) = (Some(value), Some(record.data.clone()));
+        Ok(id)
+    }
+
+    async fn save_session(&self, record: &Record) -> Result<(), Error> {
+        let ending = self.state.lock().ending;
+        if ending == Some(record.id) {
+            return self.end(record.id).await;
+        }
+        let change = Change::Data(Box::new(self.changes_of(&record.data)));
+        if self.change(change).await? {
+            self.state.lock().loaded = Some(record.data.clone());
+        }
+        Ok(())
+    }
+
+    async fn load_session(&self, id: &Id) -> Result<Option<Record>, Error> {
+        let value = self.state.lock().value.take();
+        let value = match value {
+            Some(value) => Some(value),
+            None => self.store.read(id).await?,
+        };
+        let Some(value) = value else {
+            self.state.lock().id = None;
+            return Ok(None);
+        };
+        let data = Contents::decode(id, &value)?.data()?;
+        self.state.lock().loaded = Some(data.clone());
+        // Nobody reads this time.
+        Ok(Some(Record { id: *id, data, expiry_date: OffsetDateTime::UNIX_EPOCH }))
+    }
+}
+
+#[async_trait]
+impl SessionStore for RequestSession {
+    async fn create(&self, record: &mut Record) -> session_store::Result<()> {
+        record.id = self.checked(Box::pin(self.create_session(record)).await)?;
+        Ok(())
+    }
+
+    /// Saves what the page has changed, if the session lives, and renews it. A session that is over stays over: its data
+    /// is dropped.
+    async fn save(&self, record: &Record) -> session_store::Result<()> {
+        self.checked(self.save_session(record).await)
+    }
+
+    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
+        self.checked(self.load_session(id).await)
+    }
+
+    /// Lets the session end when the page has answered.
+    async fn delete(&self, id: &Id) -> session_store::Result<()> {
+        let mut state = self.state.lock();
+        // A session that has not begun needs no end.
+        state.ending = state.id.filter(|begun| begun == id);
+        Ok(())
+    }
+}

@@ -1,0 +1,187 @@
+//! Promise: the service uses the best compare-and-set that the server has: `SET … IFEQ` in either form, or the script. It
+//! finds out at connecting. What it promises of sessions holds with each.
+
+use axum::routing::get;
+use futures_util::future::join_all;
+use tower_sessions::Session;
+
+use cloud_run_sessions::web::{app::with_session, error::Error};
+
+use crate::common::{Dialect, Form, Proxy, Redis, Service, Visitor, eventually, serve, session_id};
+
+/// Starts the service on this server.
+fn on(dialect: &Dialect) -> Service {
+    Service::start([("REDIS_URL", dialect.url().as_str())])
+}
+
+fn id(visitor: &Visitor) -> String {
+    session_id(visitor.cookie.as_ref().unwrap())
+}
+
+#[tokio::test]
+async fn the_form_is_found_at_connecting() {
+    for form in Form::ALL {
+        let redis = Redis::start();
+        let dialect = Dialect::start(&redis, form).await;
+        let service = on(&dialect);
+        let mut visitor = Visitor::new();
+        visitor.view(&service, "/").await;
+        // The form, and the user's rights.
+        let (check, write) = match form {
+            Form::Script => (&["SET IFEQ", "EVAL", "GETEX", "DEL", "EVALSHA"][..], "EVALSHA"),
+            Form::IfEqual | Form::NullUnlessEqual => (&["SET IFEQ", "GETEX", "DEL"][..], "SET IFEQ"),
+        };
+        assert_eq!(dialect.commands(), [check, &["SET"]].concat(), "{form:?}: connecting, and a first view");
+        assert_eq!(visitor.count(&service, "/").await, 2);
+        assert_eq!(dialect.commands(), [write], "{form:?}: a second view");
+        assert_eq!(visitor.count(&on(&dialect), "/").await, 3);
+        assert_eq!(dialect.commands(), [check, &["GETEX", write]].concat(), "{form:?}: on another instance");
+        redis.cli(&["DEL", &id(&visitor)]);
+        assert_eq!(visitor.count(&service, "/").await, 1);
+        // Null may mean, in one of the forms, that it has changed.
+        let tells = if form == Form::Script { &[][..] } else { &["GETEX"] };
+        assert_eq!(dialect.commands(), [&[write], tells, &["SET"]].concat(), "{form:?}: a session that is gone");
+    }
+}
+
+/// It refuses before it looks at the options, so only its first write tells the form.
+#[tokio::test]
+async fn a_full_server_is_connected() {
+    let redis = Redis::start();
+    redis.expect_ok(&["CONFIG", "SET", "maxmemory", "1"]);
+    let service = Service::on(&redis);
+    let is_connected = async || service.log().iter().any(|line| line.contains("connected to Redis")).then_some(());
+    eventually("the service is connected", is_connected).await;
+    assert_eq!(Visitor::new().view(&service, "/").await.status, 503);
+    let is_logged = async || service.log().iter().any(|line| line.contains("OOM")).then_some(());
+    eventually("the log says why", is_logged).await;
+    redis.expect_ok(&["CONFIG", "SET", "maxmemory", "0"]);
+    let mut visitor = Visitor::new();
+    for view in 1..=3 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+    }
+    redis.expect_ok(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert_eq!(visitor.view(&service, "/").await.status, 503);
+    redis.expect_ok(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(visitor.count(&service, "/").await, 4);
+}
+
+/// With `IFEQ`, sessions that would share a call come one by one.
+#[tokio::test]
+async fn scripts_are_forbidden() {
+    const VISITORS: usize = 20;
+    for form in [Form::IfEqual, Form::NullUnlessEqual] {
+        let redis = Redis::start();
+        let dialect = Dialect::start_without_scripts(&redis, form).await;
+        let proxy = Proxy::start(&dialect).await;
+        let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
+        let mut visitors = vec![Visitor::new(); VISITORS];
+        for visitor in &mut visitors {
+            visitor.count(&service, "/").await;
+        }
+        let mut scripts = 0;
+        for view in 2..=10 {
+            dialect.commands();
+            proxy.close();
+            let views = visitors.iter_mut().enumerate().map(async |(n, visitor)| {
+                if n == VISITORS - 1 {
+                    proxy.open();
+                }
+                visitor.count(&service, "/").await
+            });
+            assert_eq!(join_all(views).await, [view; VISITORS], "{form:?}");
+            let commands = dialect.commands();
+            scripts += commands.iter().filter(|command| **command == "EVALSHA").count();
+            let sets = commands.iter().filter(|command| **command == "SET IFEQ").count();
+            assert_eq!(sets, VISITORS, "{form:?}: {commands:?}");
+        }
+        assert_eq!(scripts, 1, "{form:?}: a script was tried {scripts} times");
+    }
+}
+
+#[tokio::test]
+async fn views_overlap_on_two_instances() {
+    const VIEWS: u64 = 300;
+    for form in Form::ALL {
+        let redis = Redis::start();
+        let dialect = Dialect::start(&redis, form).await;
+        let services = [on(&dialect), on(&dialect)];
+        let mut visitor = Visitor::new();
+        visitor.count(&services[0], "/").await;
+        let tabs = (0..30).map(async |n| {
+            let (mut visitor, mut counts) = (visitor.clone(), Vec::new());
+            for view in 0..VIEWS as usize / 30 {
+                counts.push(visitor.count(&services[(n + view) % 2], "/").await);
+            }
+            counts
+        });
+        let mut counts = join_all(tabs).await.concat();
+        counts.sort_unstable();
+        assert_eq!(counts, (2..VIEWS + 2).collect::<Vec<_>>(), "{form:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_deleted_while_its_views_are_in_flight() {
+    for form in Form::ALL {
+        let redis = Redis::start();
+        let dialect = Dialect::start(&redis, form).await;
+        let proxy = Proxy::start(&dialect).await;
+        let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
+        let mut visitor = Visitor::new();
+        for view in 1..=3 {
+            assert_eq!(visitor.count(&service, "/").await, view);
+        }
+        proxy.close();
+        let before = proxy.calls();
+        let old = id(&visitor);
+        let (mut first, mut second) = (visitor.clone(), visitor.clone());
+        let delete = async {
+            eventually("a call", async || (proxy.calls() > before).then_some(())).await;
+            redis.cli(&["DEL", &old]);
+            proxy.open();
+        };
+        let (first_count, second_count, ()) =
+            tokio::join!(first.count(&service, "/"), second.count(&service, "/"), delete);
+        // Each view belongs to the session that is gone, or is the first of a new one.
+        for (count, visitor) in [(first_count, &first), (second_count, &second)] {
+            let is_new = id(visitor) != old;
+            assert!(if is_new { count == 1 } else { (4..=5).contains(&count) }, "{form:?}: {count}, new: {is_new}");
+        }
+        assert_eq!(redis.pttl(&old), -2, "{form:?}: revived");
+        let mut late = visitor.clone();
+        assert_eq!((late.count(&service, "/").await, id(&late) == old), (1, false), "{form:?}");
+    }
+}
+
+async fn leave(session: Session) -> Result<&'static str, Error> {
+    session.flush().await?;
+    Ok("gone")
+}
+
+/// Another instance, which remembers the session, is told to try again, and gives it no number.
+#[tokio::test]
+async fn a_session_is_ended_on_another_instance() {
+    for form in Form::ALL {
+        let redis = Redis::start();
+        let dialect = Dialect::start(&redis, form).await;
+        let service = on(&dialect);
+        let with_leave =
+            |routes: axum::Router, sessions: &_| routes.route("/leave", with_session(get(leave), sessions));
+        let other = serve(&["--redis-url", &dialect.url()], with_leave).await;
+        let mut visitor = Visitor::new();
+        for view in 1..=3 {
+            assert_eq!(visitor.count(&service, "/").await, view);
+        }
+        let old = id(&visitor);
+        assert_eq!(visitor.clone().view(&other, "/leave").await.body, "gone");
+        for _ in 0..2 {
+            let answer = visitor.view(&service, "/").await;
+            assert_eq!((answer.status, answer.cookie()), (503, None), "{form:?}: {answer:?}");
+        }
+        let left = redis.pttl(&old);
+        assert!((20_000..=30_000).contains(&left), "{form:?}: the mark of its end lives for {left} ms");
+        redis.cli(&["DEL", &old]);
+        assert_eq!(visitor.count(&service, "/").await, 1, "{form:?}");
+    }
+}
