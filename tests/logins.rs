@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use reqwest::{Client, Method, redirect::Policy};
+use thirtyfour::By;
 
 use crate::common::{Redis, Service, eventually, session_id};
 
@@ -297,4 +298,32 @@ async fn another_site_cannot_change_anything() {
     assert_eq!(post("sec-fetch-site", "same-origin").await, 303);
     let page = browser.get(&service, "/cart").await.body;
     assert_eq!(page.matches("<li>x</li>").count(), 2, "{page}");
+}
+
+/// The example as a visitor uses it, in Chromium: its forms may be sent, and the cookie changes with the login.
+#[tokio::test]
+async fn the_cart_in_a_browser() {
+    let service = cart(&[]);
+    let browser = crate::common::Browser::start().await;
+    let send = async |form: &str, text: &str| {
+        let field = format!("form[action='{form}'] input");
+        if !text.is_empty() {
+            browser.driver.find(By::Css(field)).await.unwrap().send_keys(text).await.unwrap();
+        }
+        browser.follow(&format!("form[action='{form}'] button")).await;
+    };
+    let cookie = async || browser.driver.get_named_cookie("id").await.ok().map(|cookie| cookie.value);
+    browser.open(&service, "/cart").await;
+    send("/cart", "apple").await;
+    send("/cart", "pear & <b>plum</b>").await;
+    assert_eq!(browser.text("ul").await, "apple\npear & <b>plum</b>");
+    let before = cookie().await;
+    send("/login", "Ann").await;
+    assert_eq!(browser.text("h1").await, "Ann cart, viewed 4 times");
+    assert_eq!(browser.text("ul").await, "apple\npear & <b>plum</b>");
+    assert_ne!(cookie().await, before);
+    send("/logout", "").await;
+    assert_eq!(browser.text("h1").await, "Your cart, viewed 1 times");
+    assert_eq!(browser.text("ul").await, "");
+    assert_eq!(browser.problems(&service).await, [""; 0]);
 }
