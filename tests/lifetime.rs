@@ -4,22 +4,14 @@
 use std::time::{Duration, Instant};
 
 use axum::routing::get;
-use clap::Parser;
-use cloud_run_sessions::{
-    config::Config,
-    store::Store,
-    web::{
-        app::{self, counted, with_session},
-        error::Error,
-        server,
-        session::Sessions,
-    },
+use cloud_run_sessions::web::{
+    app::{counted, with_session},
+    error::Error,
 };
 use futures_util::future::join_all;
-use tokio::net::TcpListener;
 use tower_sessions::Session;
 
-use crate::common::{Redis, Service, Visitor, behind_proxy, libfaketime, session_id};
+use crate::common::{self, Redis, Service, Visitor, behind_proxy, libfaketime, session_id};
 
 /// In ms.
 const TTL: i64 = 144_000;
@@ -123,18 +115,13 @@ async fn load(session: Session) -> Result<String, Error> {
 
 /// Serves the application with additional pages that save and load. Returns the port.
 async fn with_pages(settings: &[&str]) -> u16 {
-    let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
-    let config = Config::try_parse_from(settings).unwrap();
-    let store = Store::open(&config);
-    let sessions = Sessions::new(&store, &config);
-    let routes = app::router(&store, &config)
-        .route("/save", with_session(get(save), &sessions))
-        .route("/load", with_session(get(load), &sessions))
-        .route("/counted/save", counted(get(save), &sessions));
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(server::serve(listener, app::service(routes), std::future::pending()));
-    port
+    common::serve(settings, |routes, sessions| {
+        routes
+            .route("/save", with_session(get(save), sessions))
+            .route("/load", with_session(get(load), sessions))
+            .route("/counted/save", counted(get(save), sessions))
+    })
+    .await
 }
 
 #[tokio::test]

@@ -2,23 +2,15 @@
 //! views do not affect each other.
 
 use axum::{extract::Path, http::StatusCode, routing::get};
-use clap::Parser;
-use cloud_run_sessions::{
-    config::Config,
-    store::Store,
-    web::{
-        app::{self, counted, with_session},
-        error::Error,
-        server,
-        session::Sessions,
-        views::ViewCount,
-    },
+use cloud_run_sessions::web::{
+    app::{counted, with_session},
+    error::Error,
+    views::ViewCount,
 };
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tower_sessions::Session;
 
-use crate::common::{Redis, Visitor, session_id};
+use crate::common::{self, Redis, Visitor, session_id};
 
 /// A sample of every kind of value that a session can hold.
 fn values() -> Vec<Value> {
@@ -82,23 +74,18 @@ async fn empty() -> StatusCode {
 
 /// Serves the application with these pages and returns the port.
 async fn serve(settings: &[&str]) -> u16 {
-    let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
-    let config = Config::try_parse_from(settings).unwrap();
-    let store = Store::open(&config);
-    let sessions = Sessions::new(&store, &config);
-    let routes = app::router(&store, &config)
-        .route("/own", counted(get(own), &sessions))
-        .route("/empty", counted(get(empty), &sessions))
-        .route("/keep/{index}", counted(get(keep), &sessions))
-        .route("/kept", counted(get(kept), &sessions))
-        .route("/number", counted(get(number), &sessions))
-        .route("/begin", with_session(get(begin), &sessions))
-        .route("/cycle", counted(get(cycle), &sessions))
-        .route("/leave", counted(get(leave), &sessions));
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(server::serve(listener, app::service(routes), std::future::pending()));
-    port
+    common::serve(settings, |routes, sessions| {
+        routes
+            .route("/own", counted(get(own), sessions))
+            .route("/empty", counted(get(empty), sessions))
+            .route("/keep/{index}", counted(get(keep), sessions))
+            .route("/kept", counted(get(kept), sessions))
+            .route("/number", counted(get(number), sessions))
+            .route("/begin", with_session(get(begin), sessions))
+            .route("/cycle", counted(get(cycle), sessions))
+            .route("/leave", counted(get(leave), sessions))
+    })
+    .await
 }
 
 async fn assert_data_and_counts(service: u16, first_is_kept: bool) {

@@ -7,25 +7,18 @@ use axum::{
     extract::Path,
     routing::{get, post},
 };
-use clap::Parser;
-use cloud_run_sessions::{
-    config::Config,
-    store::Store,
-    web::{
-        app::{self, counted, with_session},
-        atomic_session::AtomicSession,
-        error::Error,
-        server,
-        session::Sessions,
-        views::ViewCount,
-    },
+use cloud_run_sessions::web::{
+    app::{counted, with_session},
+    atomic_session::AtomicSession,
+    error::Error,
+    views::ViewCount,
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::Barrier};
+use tokio::sync::Barrier;
 use tower_sessions::Session;
 
-use crate::common::{Redis, Visitor, session_id};
+use crate::common::{self, Redis, Visitor, session_id};
 
 /// Adds one to a number, and returns it.
 async fn add(session: AtomicSession) -> Result<String, Error> {
@@ -104,27 +97,22 @@ async fn set_together(session: Session, Path(key): Path<String>) -> Result<&'sta
 
 /// Serves the application with these pages and returns the port.
 async fn serve(settings: &[&str]) -> u16 {
-    let settings = [&["cloud-run-sessions", "--rust-log=off"], settings].concat();
-    let config = Config::try_parse_from(settings).unwrap();
-    let store = Store::open(&config);
-    let sessions = Sessions::new(&store, &config);
-    let routes = app::router(&store, &config)
-        .route("/add", with_session(get(add), &sessions))
-        .route("/counted/add", counted(get(add_counted), &sessions))
-        .route("/mixed", with_session(get(mixed), &sessions))
-        .route("/mismatched", with_session(post(mismatched), &sessions))
-        .route("/large", with_session(get(large), &sessions))
-        .route("/insert_large", with_session(get(insert_large), &sessions))
-        .route("/set/{key}/{value}", with_session(get(set), &sessions))
-        .route("/remove/{key}", with_session(get(remove), &sessions))
-        .route("/clear", with_session(get(clear), &sessions))
-        .route("/counted/clear", counted(get(clear), &sessions))
-        .route("/show/{key}", with_session(get(show), &sessions))
-        .route("/together/{key}", with_session(get(set_together), &sessions));
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(server::serve(listener, app::service(routes), std::future::pending()));
-    port
+    common::serve(settings, |routes, sessions| {
+        routes
+            .route("/add", with_session(get(add), sessions))
+            .route("/counted/add", counted(get(add_counted), sessions))
+            .route("/mixed", with_session(get(mixed), sessions))
+            .route("/mismatched", with_session(post(mismatched), sessions))
+            .route("/large", with_session(get(large), sessions))
+            .route("/insert_large", with_session(get(insert_large), sessions))
+            .route("/set/{key}/{value}", with_session(get(set), sessions))
+            .route("/remove/{key}", with_session(get(remove), sessions))
+            .route("/clear", with_session(get(clear), sessions))
+            .route("/counted/clear", counted(get(clear), sessions))
+            .route("/show/{key}", with_session(get(show), sessions))
+            .route("/together/{key}", with_session(get(set_together), sessions))
+    })
+    .await
 }
 
 /// Two instances on one Redis, and one with the embedded store.

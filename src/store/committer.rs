@@ -76,15 +76,15 @@ const MAX_CHANGES: usize = 2 * MAX_BATCH;
 /// meanwhile.
 const SHORTEST_TURN: Duration = Duration::from_millis(5);
 
-/// A change of the pages' own data.
-pub type DataChange = Box<dyn FnMut(&mut Data) -> Result<(), Error> + Send>;
-
 /// One in so many writes of a session that other instances write too is followed by a break of [`BREAK`]. Else an instance
 /// that writes it at shorter intervals than another's round trip would always be first, and the other's never stored.
 const BREAK_EVERY: u64 = 25;
 
-/// Long enough for a round trip of the others and a half.
+/// Long enough for one and a half round trips of the others.
 const BREAK: Duration = Duration::from_millis(50);
+
+/// A change of the pages' own data.
+pub type DataChange = Box<dyn FnMut(&mut Data) -> Result<(), Error> + Send>;
 
 /// A change of a session.
 pub enum Change {

@@ -45,7 +45,9 @@ struct State {
     ending: Option<Id>,
     /// Whether its last day begins anew, if it goes on under another id.
     begins_last_day: bool,
+    /// Whether the page has ended the session.
     is_over: bool,
+    /// Why the store failed last.
     failure: Option<Error>,
 }
 

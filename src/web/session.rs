@@ -8,6 +8,7 @@ use axum::{
     response::Response,
     routing::Route,
 };
+use fred::bytes::Bytes;
 use parking_lot::Mutex;
 use tower::Service;
 use tower_sessions::Session;
@@ -77,7 +78,7 @@ impl Sessions {
     }
 
     /// A session that lives, and its value if that is known.
-    pub fn open(&self, received: Received, value: Option<fred::bytes::Bytes>) -> OpenSession {
+    pub fn open(&self, received: Received, value: Option<Bytes>) -> OpenSession {
         let (state, session) = RequestSession::of(self.store(), received.id, value);
         OpenSession { sessions: self.clone(), received: Some(received), state, session }
     }
@@ -102,8 +103,8 @@ pub struct OpenSession {
 }
 
 impl OpenSession {
-    /// Lets the page answer with this session, and with the view's count if it was counted. Then saves the session if the page changed it, unless the response is a
-    /// server error, and gives the response the cookie that it needs.
+    /// Lets the page answer with this session, and with the view's count if it was counted. Then saves the session if the
+    /// page changed it, unless the response is a server error, and gives the response the cookie that it needs.
     ///
     /// # Errors
     /// [`Error::Ended`] if another request has ended the session, [`Error::Session`] if it cannot be saved.
