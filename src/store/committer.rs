@@ -1,4 +1,4 @@
-//! Changes sessions in Redis: each change exactly once, and many in one call (group commit).
+//! Vec<Waiting> sessions in Redis: each change exactly once, and many in one call (group commit).
 //!
 //! # Claim
 //! A change that is answered was applied exactly once: a view was counted, and its number was given to no other. What is
@@ -28,7 +28,7 @@
 //! If a call has no answer in time, nobody can tell.
 //!
 //! # Group commit
-//! One write of a session is in flight at a time. Changes that arrive meanwhile join its next write, and the writes of
+//! One write of a session is in flight at a time. Vec<Waiting> that arrive meanwhile join its next write, and the writes of
 //! many sessions share a call; see `pacing.rs`. A change never joins a write that was sent.
 //!
 //! # Assumptions
@@ -90,7 +90,7 @@ pub type DataChange = Box<dyn FnMut(&mut Data) -> Result<(), Error> + Send>;
 pub enum Change {
     /// Counts a view of this path.
     View(Box<str>),
-    /// Changes the pages' own data. It may be called several times, each time with what another one left.
+    /// Vec<Waiting> the pages' own data. It may be called several times, each time with what another one left.
     Data(DataChange),
     /// Ends the session.
     End,
@@ -138,7 +138,7 @@ pub struct Applied {
 /// What became of a change; nothing if there is no such session.
 pub type Outcome = Result<Option<Applied>, Error>;
 
-/// Changes sessions. A clone is another handle on the same committer.
+/// Vec<Waiting> sessions. A clone is another handle on the same committer.
 #[derive(Debug)]
 pub struct Committer<R>(Arc<Shared<R>>);
 
@@ -192,11 +192,12 @@ struct Value {
 }
 
 /// Where a value comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Source {
     /// It was remembered. Another instance may have replaced it.
     Memory,
     /// It was read or written just now.
+    #[default]
     Redis,
     /// It was found in place of another one, or read soon after: other instances write the session at the same time.
     Conflict,
@@ -205,6 +206,8 @@ enum Source {
 #[derive(Debug)]
 struct Waiting {
     change: Change,
+    /// What [`Change::apply`] has returned last.
+    count: Result<u64, Error>,
     /// The request that waits.
     request: oneshot::Sender<Outcome>,
     since: Instant,
@@ -223,7 +226,7 @@ impl Waiting {
 }
 
 /// A write of a session: what a call knows of it beside its [`Swap`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Draft {
     write: Write,
     /// The version that it replaces.
@@ -232,8 +235,7 @@ struct Draft {
     source: Source,
     /// Whether the session is left to other instances then, see [`BREAK_EVERY`].
     takes_break: bool,
-    /// The changes in it, and the count of each.
-    changes: Vec<(Waiting, u64)>,
+    changes: Vec<Waiting>,
 }
 
 /// What became of a write, and so what the session holds.
@@ -269,20 +271,8 @@ impl Draft {
     }
 }
 
-/// A session whose write has ended.
-#[derive(Debug)]
-struct Ended {
-    id: Id,
-    written: Written,
-    changes: Vec<(Waiting, u64)>,
-    /// Whether a remembered value was right, if one was used.
-    was_right: Option<bool>,
-    source: Source,
-    takes_break: bool,
-}
-
 impl<R: SendCommand> Committer<R> {
-    /// Changes the sessions in this Redis.
+    /// Vec<Waiting> the sessions in this Redis.
     pub fn new(redis: R, compare_and_set: Arc<CompareAndSet>, ttl: SessionTtl) -> Self {
         Self(Arc::new(Shared {
             redis,
@@ -302,7 +292,7 @@ impl<R: SendCommand> Committer<R> {
     pub async fn change(&self, id: Id, change: Change) -> Outcome {
         let shared = &self.0;
         let (request, outcome) = oneshot::channel();
-        let waiting = Waiting { change, request, since: Instant::now(), _permit: shared.permit()? };
+        let waiting = Waiting { change, count: Ok(0), request, since: Instant::now(), _permit: shared.permit()? };
         shared.enqueue(id, waiting);
         // A task answers every change, unless the runtime ends first.
         outcome.await.unwrap_or(Err(Error::Unanswered))
@@ -465,7 +455,7 @@ impl<R: SendCommand> Shared<R> {
         };
         let session = state.sessions.remove(&id);
         drop(state);
-        session.into_iter().flat_map(|session| session.waiting).for_each(|waiting| waiting.answer(outcome.clone()));
+        answer_all(session.unwrap_or_default().waiting, &outcome);
     }
 
     /// Makes calls until no session is ready or other calls are enough.
@@ -504,10 +494,8 @@ impl<R: SendCommand> Shared<R> {
                     swaps.push(swap);
                     drafts.push(draft);
                 }
-                Err(written) => {
-                    let (source, changes) = (Source::Redis, Vec::new());
-                    ended.push(Ended { id, written, changes, was_right: None, source, takes_break: false });
-                }
+                // Nothing is written.
+                Err(written) => ended.push((id, written, Draft::default())),
             }
         }
         let (mut last, mut is_outage) = (None, false);
@@ -519,14 +507,7 @@ impl<R: SendCommand> Shared<R> {
             let replies = reply.unwrap_or_else(|error| vec![Err(error); swaps.len()]);
             for ((swap, draft), reply) in swaps.into_iter().zip(drafts).zip(replies) {
                 let written = draft.written(&swap, reply, is_in_doubt);
-                let was_right = match written {
-                    Written::Stored(_) => Some(true),
-                    Written::NotStored(_) | Written::Gone => Some(false),
-                    Written::Failed(_) => None,
-                };
-                let was_right = was_right.filter(|_| draft.source == Source::Memory);
-                let Draft { source, takes_break, changes, .. } = draft;
-                ended.push(Ended { id: swap.id, written, changes, was_right, source, takes_break });
+                ended.push((swap.id, written, draft));
             }
         }
         self.finish(ended, last, is_outage);
@@ -534,35 +515,34 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Applies changes to what a session holds. Answers those that fail. If none is left, what the session holds stays.
-    fn draft(&self, id: Id, value: Value, mut waiting: Vec<Waiting>, now: Now) -> Result<(Swap, Draft), Written> {
-        waiting.retain(Waiting::is_awaited);
+    fn draft(&self, id: Id, value: Value, mut changes: Vec<Waiting>, now: Now) -> Result<(Swap, Draft), Written> {
+        changes.retain(Waiting::is_awaited);
         let Value { bytes: expected, source } = value;
         let write = self.next_write();
         let applied = Contents::decode(&id, &expected).and_then(|mut contents| {
             let replaced = contents.version();
-            let counts: Vec<_> = waiting.iter_mut().map(|waiting| waiting.change.apply(&mut contents)).collect();
+            for Waiting { change, count, .. } in &mut changes {
+                *count = change.apply(&mut contents);
+            }
             contents.sign(write);
             let takes_break = contents.is_shared() && write.number.is_multiple_of(BREAK_EVERY);
-            Ok((replaced, takes_break, counts, self.ttl.seal(&id, &mut contents, now)?))
+            Ok((replaced, takes_break, self.ttl.seal(&id, &mut contents, now)?))
         });
-        let (replaced, takes_break, counts, new, ttl) = match applied {
-            Ok((replaced, takes_break, counts, Some((new, ttl)))) => (replaced, takes_break, counts, new, ttl),
+        let (replaced, takes_break, new, ttl) = match applied {
+            Ok((replaced, takes_break, Some((new, ttl)))) => (replaced, takes_break, new, ttl),
             // Its last day is over.
             Ok((.., None)) => {
-                waiting.into_iter().for_each(|waiting| waiting.answer(Ok(None)));
+                answer_all(changes, &Ok(None));
                 return Err(Written::Gone);
             }
             Err(error) => {
-                waiting.into_iter().for_each(|waiting| waiting.answer(Err(error.clone())));
+                answer_all(changes, &Err(error.clone()));
                 return Err(Written::Failed(error));
             }
         };
-        let mut changes = Vec::with_capacity(waiting.len());
-        for (waiting, count) in waiting.into_iter().zip(counts) {
-            match count {
-                Ok(count) => changes.push((waiting, count)),
-                Err(error) => waiting.answer(Err(error)),
-            }
+        for waiting in changes.extract_if(.., |waiting| waiting.count.is_err()) {
+            let outcome = waiting.count.clone().map(|_| None);
+            waiting.answer(outcome);
         }
         if changes.is_empty() {
             return Err(Written::NotStored(expected));
@@ -575,18 +555,26 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Answers the changes of sessions whose write has ended, and prepares their next writes.
-    fn finish(self: &Arc<Self>, ended: Vec<Ended>, last: Option<LastCall>, is_outage: bool) {
+    fn finish(self: &Arc<Self>, ended: Vec<(Id, Written, Draft)>, last: Option<LastCall>, is_outage: bool) {
         let mut answers = Vec::with_capacity(ended.len());
         let mut state = self.state.lock();
         state.last = last.or(state.last);
-        for Ended { id, written, changes, was_right, source, takes_break } in ended {
-            was_right.inspect(|was_right| state.remembered.learn(*was_right));
+        for (id, written, Draft { source, takes_break, mut changes, .. }) in ended {
+            match written {
+                _ if source != Source::Memory => {}
+                Written::Stored(_) => state.remembered.learn(true),
+                Written::NotStored(_) | Written::Gone => state.remembered.learn(false),
+                Written::Failed(_) => {}
+            }
             let waiting =
                 state.sessions.get_mut(&id).map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
             let (value, waiting) = match written {
                 Written::Stored(value) => {
-                    let applied = |count| Ok(Some(Applied { count, value: value.clone() }));
-                    answers.extend(changes.into_iter().map(|(waiting, count)| (waiting, applied(count))));
+                    answers.extend(changes.into_iter().map(|waiting| {
+                        let applied = |count| Some(Applied { count, value: value.clone() });
+                        let outcome = waiting.count.clone().map(applied);
+                        (waiting, outcome)
+                    }));
                     if takes_break || source == Source::Conflict && !waiting.is_empty() {
                         let turn = state.last.map_or(SHORTEST_TURN, |last| SHORTEST_TURN.max(2 * last.took));
                         state.sessions.insert(id, Session { waiting, value: None });
@@ -596,24 +584,17 @@ impl<R: SendCommand> Shared<R> {
                     (Some((value, Source::Redis)), waiting)
                 }
                 Written::NotStored(value) => {
-                    let mut again = Vec::with_capacity(changes.len() + waiting.len());
-                    for (waiting, _) in changes {
-                        if waiting.since.elapsed() < PATIENCE {
-                            again.push(waiting);
-                        } else {
-                            answers.push((waiting, Err(Error::Overloaded)));
-                        }
-                    }
-                    again.extend(waiting);
-                    (Some((value, Source::Conflict)), again)
+                    let late = changes.extract_if(.., |waiting| waiting.since.elapsed() >= PATIENCE);
+                    answers.extend(late.map(|waiting| (waiting, Err(Error::Overloaded))));
+                    changes.extend(waiting);
+                    (Some((value, Source::Conflict)), changes)
                 }
                 Written::Gone => {
-                    let all = changes.into_iter().map(|(waiting, _)| waiting).chain(waiting);
-                    answers.extend(all.map(|waiting| (waiting, Ok(None))));
+                    answers.extend(changes.into_iter().chain(waiting).map(|waiting| (waiting, Ok(None))));
                     (None, Vec::new())
                 }
                 Written::Failed(error) => {
-                    answers.extend(changes.into_iter().map(|(waiting, _)| (waiting, Err(error.clone()))));
+                    answers.extend(changes.into_iter().map(|waiting| (waiting, Err(error.clone()))));
                     // They may have waited through this call already, and would wait as long for the next.
                     let waiting = if is_outage { refuse(waiting, &mut answers) } else { waiting };
                     (None, waiting)
@@ -675,6 +656,10 @@ impl<R: SendCommand> Shared<R> {
 fn refuse(waiting: Vec<Waiting>, answers: &mut Vec<(Waiting, Outcome)>) -> Vec<Waiting> {
     answers.extend(waiting.into_iter().map(|waiting| (waiting, Err(Error::Unreached))));
     Vec::new()
+}
+
+fn answer_all(waiting: Vec<Waiting>, outcome: &Outcome) {
+    waiting.into_iter().for_each(|waiting| waiting.answer(outcome.clone()));
 }
 
 #[cfg(test)]

@@ -3,37 +3,41 @@
 --
 -- KEYS: sessions. ARGV: ms that a session lives; how the value of an ended one begins, after its id; ms that this
 -- lives; and all values in one text, because a text costs the client a fraction of what many cost: for each key the
--- length of the value that is expected, that of the new one, the ms that this lives, and both values.
+-- lengths of the value that is expected, of the new one, and of the ms that this lives, in four, four and one bytes, and
+-- then these three. A length in bytes costs the server less than one in digits.
 --
 -- Replies for each key: 1 if the new value is stored, now or by an earlier sending of this call; else what the key
 -- holds, nil if nothing; or {error}. If the server refuses, the error alone.
 local life, mark, ended_life, values = unpack(ARGV)
+local byte, sub, pcall = string.byte, string.sub, redis.pcall
 local ID_ENDS = 19
 local at = 1
 local replies = {}
 for i, key in ipairs(KEYS) do
-  local _, head, size, new_size, new_life = string.find(values, '^(%d+) (%d+) (%d+) ', at)
-  local middle = head + size
-  at = middle + new_size + 1
-  local expected, new = string.sub(values, head + 1, middle), string.sub(values, middle + 1, at - 1)
+  local a, b, c, d, e, f, g, h, digits = byte(values, at, at + 8)
+  local begin = at + 9
+  local middle = begin + ((a * 256 + b) * 256 + c) * 256 + d
+  local last = middle + ((e * 256 + f) * 256 + g) * 256 + h
+  at = last + digits
+  local expected, new, new_life = sub(values, begin, middle - 1), sub(values, middle, last - 1), sub(values, last, at - 1)
   -- A single command if the key holds what is expected, as nearly always.
-  local held = redis.pcall('SET', key, new, 'XX', 'GET', 'PX', new_life)
-  if type(held) == 'table' then
+  local held = pcall('SET', key, new, 'XX', 'GET', 'PX', new_life)
+  if held == expected or held == new then
+    replies[i] = 1
+  elseif type(held) == 'table' then
     -- Redis before 7 puts the position in the script first, and no code before some errors.
     local err = string.match(held.err, '^@user_script: %d+: %-?(.*)') or held.err
     if not string.find(err, '^%u+ ') then
       err = 'ERR ' .. err
     end
     -- It is the server that refuses, not this key, and nothing is stored: the call fails.
-    if i == 1 and string.sub(err, 1, 9) ~= 'WRONGTYPE' then
+    if i == 1 and sub(err, 1, 9) ~= 'WRONGTYPE' then
       return { err = err }
     end
     replies[i] = { err }
-  elseif held == expected or held == new then
-    replies[i] = 1
   else
     if held then
-      local is_ended = string.sub(held, ID_ENDS + 1, ID_ENDS + #mark) == mark
+      local is_ended = sub(held, ID_ENDS + 1, ID_ENDS + #mark) == mark
       redis.call('SET', key, held, 'PX', is_ended and ended_life or life)
     end
     replies[i] = held

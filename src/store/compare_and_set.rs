@@ -288,17 +288,18 @@ fn millis(ttl: Duration) -> Value {
 
 /// All values of a call in one text, as the script reads it.
 fn all_values(swaps: &[Swap]) -> Bytes {
-    const HEAD: usize = 32;
-    let bytes = swaps.iter().map(|swap| HEAD + swap.expected.len() + swap.new.len()).sum();
+    const LENGTHS_AND_TTL: usize = 32;
+    let bytes = swaps.iter().map(|swap| LENGTHS_AND_TTL + swap.expected.len() + swap.new.len()).sum();
     let mut values = Vec::with_capacity(bytes);
     let mut digits = itoa::Buffer::new();
     for Swap { expected, new, ttl, .. } in swaps {
-        for number in [expected.len() as u64, new.len() as u64, ttl.as_millis() as u64] {
-            values.extend_from_slice(digits.format(number).as_bytes());
-            values.push(b' ');
-        }
+        let millis = digits.format(ttl.as_millis() as u64);
+        values.extend_from_slice(&(expected.len() as u32).to_be_bytes());
+        values.extend_from_slice(&(new.len() as u32).to_be_bytes());
+        values.push(millis.len() as u8);
         values.extend_from_slice(expected);
         values.extend_from_slice(new);
+        values.extend_from_slice(millis.as_bytes());
     }
     values.into()
 }

@@ -48,7 +48,7 @@ const COUNTS_BYTES: usize = 1024;
 pub type Data = HashMap<String, Value>;
 
 /// A write: the name of the instance that made it, and its number. Numbers of an instance grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Write {
     /// Random for each process.
     pub instance: u64,

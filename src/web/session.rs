@@ -64,7 +64,8 @@ impl Sessions {
         }
         let mut ended = None;
         for cookie in [first, second].into_iter().flatten().chain(cookies) {
-            match self.store().read(&cookie.id).await {
+            // Boxed: otherwise every request's future would reserve space for this rare path.
+            match Box::pin(self.store().read(&cookie.id)).await {
                 Ok(Some(value)) => return Ok(self.open(cookie, Some(value))),
                 Ok(None) => {}
                 Err(error @ store::Error::Ended) => ended = Some(error),

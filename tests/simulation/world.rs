@@ -502,14 +502,10 @@ impl Command {
         let mut values = &**self.words.last().unwrap();
         let mut swaps = Vec::new();
         for key in self.keys() {
-            let mut number = || {
-                let digits = values.iter().position(|byte| *byte == b' ').unwrap();
-                let (number, rest) = values.split_at(digits);
-                values = &rest[1..];
-                str::from_utf8(number).unwrap().parse::<usize>().unwrap()
-            };
-            let [expected, new, _ttl] = [(); 3].map(|()| number());
-            let [expected, new] = [expected, new].map(|size| values.split_off(..size).unwrap());
+            let lengths = values.split_off(..9).unwrap();
+            let length = |bytes: &[u8]| bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+            let [expected, new, _ttl] =
+                [&lengths[..4], &lengths[4..8], &lengths[8..]].map(|bytes| values.split_off(..length(bytes)).unwrap());
             swaps.extend(id(key).map(|id| (id, expected, new)));
         }
         swaps
