@@ -4,38 +4,63 @@
 
 mod common;
 
-mod accessible;
-mod attacks;
-mod bodies;
-mod bounded;
-mod browser;
-mod cloud_run;
-mod cluster;
-mod commands;
-mod exact;
-mod exactly_once;
-mod forms;
-mod full_sessions;
-mod group_commit;
-mod hostile;
-mod hosts;
-mod lifetime;
-mod logins;
-mod logs;
-mod model;
-mod outages;
-mod own_data;
-mod pages;
-mod pictures;
-mod records;
-mod refused;
-mod replies;
-mod sentinel;
-mod sessions;
-mod settings;
-mod shutdown;
+/// Each view and each change counts exactly once, at a known cost.
+mod counting {
+    mod commands;
+    mod exact;
+    mod exactly_once;
+    mod forms;
+    mod group_commit;
+    mod model;
+}
+
+/// What a session holds, and when it begins and ends.
+mod sessions {
+    mod bounded;
+    mod cookie;
+    mod full_sessions;
+    mod lifetime;
+    mod logins;
+    mod own_data;
+    mod records;
+    mod updates;
+}
+
+/// Requests and connections, also those of clients that mean harm.
+mod http {
+    mod attacks;
+    mod bodies;
+    mod hostile;
+    mod hosts;
+    mod pages;
+    mod timeouts;
+}
+
+/// Redis alone, in a Cluster, behind Sentinel and over TLS: when it fails, refuses, or replies nonsense.
+mod redis {
+    mod cluster;
+    mod outages;
+    mod refused;
+    mod replies;
+    mod sentinel;
+    mod tls;
+}
+
+/// The process: its settings, its log, its start and its end, and what Cloud Run asks of it.
+mod platform {
+    mod cloud_run;
+    mod logs;
+    mod settings;
+    mod shutdown;
+    mod unread;
+}
+
+/// The page in a real browser.
+mod browser {
+    mod accessible;
+    mod navigation;
+    mod pictures;
+}
+
+/// The protocol in a deterministic world.
 mod simulation;
-mod timeouts;
-mod tls;
-mod unread;
-mod updates;

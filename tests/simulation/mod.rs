@@ -17,7 +17,7 @@
 //! - `model.rs`, `lua.rs`: Redis's commands, and its script.
 //! - `truth.rs`: what must hold. It knows what Redis holds, decoded as tower-sessions-redis-store does, and what requests
 //!   were answered, and nothing of the committer.
-//! - `mutants.rs`: faults in the script, each of which must be found; `tests/mutants` has those in Rust.
+//! - `mutants.rs`: faults in the script, each of which must be found; `tests/scripts/mutants` has those in Rust.
 //!
 //! # How to add an event
 //! 1. Give `Event` a variant, or `Fate` if it happens to one sending, with all that it needs, drawn once: a history must

@@ -1,5 +1,5 @@
-//! The simulation finds each of these faults in the script within 100,000 histories. `tests/mutants` does the same with
-//! faults in Rust.
+//! The simulation finds each of these faults in the script within 100,000 histories. `tests/scripts/mutants` does the
+//! same with faults in Rust.
 
 use super::{
     lua::{self, SCRIPT},

@@ -56,7 +56,7 @@ async fn assert_accessible(browser: &Browser, what: &str, axe: &str) -> f64 {
 
 #[tokio::test]
 async fn axe_core_finds_no_violation() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/axe/node_modules/axe-core/axe.min.js");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/axe/node_modules/axe-core/axe.min.js");
     let axe =
         fs::read_to_string(path).unwrap_or_else(|error| panic!("axe-core is missing, see tests/run: {path}: {error}"));
     let redis = Redis::start();

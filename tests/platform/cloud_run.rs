@@ -1,8 +1,8 @@
 //! Promise: the program fulfils every point of Cloud Run's container contract.
 //!
-//! Other files test parts of it: `settings`, that REDIS_URL is required; `sessions`, the cookie; `logs`,
+//! Other files test parts of it: `settings`, that REDIS_URL is required; `cookie`, the cookie; `logs`,
 //! JSON lines and traces; `shutdown`, SIGTERM; `timeouts`, stalled clients; `outages`, an instance that
-//! is frozen while Redis closes its connections; and `tests/container`, the container image.
+//! is frozen while Redis closes its connections; and `tests/scripts/container`, the container image.
 
 use std::{
     fs,
@@ -161,7 +161,7 @@ fn a_thousand_idle_connections_cost_less_than_30_mb() {
 #[test]
 fn no_path_ends_in_z() {
     // Cloud Run reserves such paths.
-    let routes: Vec<_> = include_str!("../src/web/app.rs")
+    let routes: Vec<_> = include_str!("../../src/web/app.rs")
         .split('"')
         .skip(1)
         .step_by(2)
