@@ -174,19 +174,20 @@ async fn a_flushed_script_cache_costs_one_more_call() {
     }
 }
 
-/// What docs say of a session's size.
+/// As docs/benchmark.md says: after one view, and after views of three pages.
 #[tokio::test]
 async fn a_session_is_small() {
     let (redis, service, _) = start_warm().await;
     redis.cli(&["FLUSHALL"]);
     let mut visitor = Visitor::new();
-    for (paths, most) in [(&["/foo"][..], 136), (&["/", "/bar"], 184)] {
+    for (paths, most) in [(&["/"][..], 120), (&["/foo", "/bar"], 152)] {
         for path in paths {
             visitor.view(&service, path).await;
         }
         let id = session_id(visitor.cookie.as_ref().unwrap());
         assert_eq!(redis.keys(), std::slice::from_ref(&id));
         let bytes: u32 = redis.cli(&["MEMORY", "USAGE", &id]).parse().unwrap();
+        println!("{bytes} bytes after {paths:?}");
         assert!(bytes <= most, "{bytes} bytes after {paths:?}");
     }
 }

@@ -14,8 +14,11 @@ use crate::common::{
     libfaketime,
 };
 
-/// The connection is closed by then.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// A client that owes something has this long; then its connection is closed.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What a busy machine may add to it.
+const LATE: Duration = Duration::from_secs(10);
 
 /// Google's load balancers keep an idle connection for 600 s.
 const BALANCER: Duration = Duration::from_secs(600);
@@ -30,7 +33,7 @@ const LIVE: &[u8] = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 fn connect(service: &Service) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-    stream.set_read_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
+    stream.set_read_timeout(Some(LIMIT + TIMEOUT)).unwrap();
     stream
 }
 
@@ -48,6 +51,12 @@ fn live(stream: &mut TcpStream) {
         assert_ne!(read, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
         answer.extend_from_slice(&bytes[..read]);
     }
+}
+
+/// Since the beginning, the limit has passed, and no more.
+fn assert_at_limit(begin: Instant, what: &str) {
+    let took = begin.elapsed();
+    assert!((LIMIT..LIMIT + LATE).contains(&took), "{what}: closed after {took:?}");
 }
 
 /// Waits until the service closes the connection.
@@ -77,7 +86,7 @@ fn a_connection_without_a_complete_request_is_closed() {
                 stream.write_all(beginning).unwrap();
                 let beginning = String::from_utf8_lossy(beginning);
                 wait_for_end(&mut stream, &beginning);
-                assert!(begin.elapsed() < DEADLINE, "{beginning:?}: {:?}", begin.elapsed());
+                assert_at_limit(begin, &beginning);
             });
         }
         scope.spawn(|| {
@@ -85,10 +94,10 @@ fn a_connection_without_a_complete_request_is_closed() {
             live(&mut stream);
             // Some time later, the beginning of another.
             thread::sleep(Duration::from_secs(2));
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: local").unwrap();
             let begin = Instant::now();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: local").unwrap();
             wait_for_end(&mut stream, "half a request after another");
-            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+            assert_at_limit(begin, "half a request after another");
         });
     });
 }
@@ -97,16 +106,15 @@ fn a_connection_without_a_complete_request_is_closed() {
 fn a_connection_rests_for_longer_than_that_of_a_load_balancer() {
     let service = in_a_hurry();
     let mut streams = [connect(&service), connect(&service)];
+    let begin = Instant::now();
     for stream in &mut streams {
         live(stream);
     }
-    let begin = Instant::now();
     thread::sleep(BALANCER / SPEED);
     live(&mut streams[0]);
     wait_for_end(&mut streams[1], "a connection at rest");
     println!("at rest for {:?} of the service's time", begin.elapsed() * SPEED);
-    assert!(begin.elapsed() > BALANCER / SPEED, "{:?}", begin.elapsed());
-    assert!(begin.elapsed() < REST / SPEED + TIMEOUT, "{:?}", begin.elapsed());
+    assert!((REST / SPEED..REST / SPEED + LATE).contains(&begin.elapsed()), "{:?}", begin.elapsed());
 }
 
 /// What a connection may rest does not hold for one whose client does not read.
@@ -122,19 +130,20 @@ fn a_client_that_takes_no_response_is_closed_although_it_was_answered_before() {
             while stream.write_all(&requests).is_ok() {}
             let begin = Instant::now();
             // The kernel says when: this client must not read.
-            stream.set_write_timeout(Some(DEADLINE + TIMEOUT)).unwrap();
+            stream.set_write_timeout(Some(LIMIT + TIMEOUT)).unwrap();
             let end = stream.write_all(&requests).map_err(|error| error.kind());
             assert!(!matches!(end, Ok(()) | Err(ErrorKind::WouldBlock)), "still connected: {end:?}");
-            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+            // The service has waited since it could write no more, which was before.
+            assert!(begin.elapsed() < LIMIT + LATE, "{:?}", begin.elapsed());
         });
         scope.spawn(|| {
             let mut stream = connect_http2(&service, true);
             // From now on, no body may be sent: SETTINGS_INITIAL_WINDOW_SIZE is 0.
             stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).unwrap();
-            stream.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 3, REQUEST)).unwrap();
             let begin = Instant::now();
+            stream.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 3, REQUEST)).unwrap();
             read_goodbyes(&mut stream);
-            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+            assert_at_limit(begin, "a response that is not taken");
         });
     });
 }
@@ -176,11 +185,11 @@ fn an_http_2_client_is_told_before_its_idle_connection_is_closed() {
     let (service, hurried) = (Service::start([]), in_a_hurry());
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut stream = connect_http2(&service, false);
             let begin = Instant::now();
+            let mut stream = connect_http2(&service, false);
             // First that no more are welcome, then the last one that was taken: none.
             assert_eq!(read_goodbyes(&mut stream), [u32::MAX >> 1, 0]);
-            assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+            assert_at_limit(begin, "an idle HTTP/2 connection");
         });
         scope.spawn(|| {
             let mut stream = connect_http2(&hurried, true);

@@ -112,18 +112,18 @@ fn the_first_view_is_answered_within_100_ms_of_the_start() {
 }
 
 #[test]
-fn a_head_of_more_than_16_kb_gets_431() {
+fn a_head_of_more_than_16_kib_gets_431() {
     let redis = Redis::start();
     let service = start(&redis);
-    for (kilobytes, expected) in [(15, "HTTP/1.1 200"), (17, "HTTP/1.1 431")] {
+    for (bytes, expected) in [(16 * 1024, "HTTP/1.1 200"), (16 * 1024 + 1, "HTTP/1.1 431")] {
         let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        let padding = "x".repeat(kilobytes * 1024);
-        let head = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {padding}\r\n\r\n");
+        let head = |padding: &str| format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {padding}\r\n\r\n");
+        let head = head(&"x".repeat(bytes - head("").len()));
         stream.write_all(head.as_bytes()).unwrap();
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).unwrap();
-        assert_eq!(String::from_utf8_lossy(&answer), expected, "{kilobytes} kB");
+        assert_eq!(String::from_utf8_lossy(&answer), expected, "{bytes} bytes");
     }
 }
 

@@ -13,6 +13,9 @@ use crate::common::{Redis, Service, TIMEOUT, Visitor, eventually, signal};
 /// The time between SIGTERM and SIGKILL on Cloud Run.
 const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
+/// Without views in flight, and after the last one, the program ends by then.
+const END: Duration = Duration::from_millis(500);
+
 const VIEW: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 fn connect(service: &Service) -> TcpStream {
@@ -96,12 +99,11 @@ async fn idle_connections_are_not_waited_for() {
     let begin = Instant::now();
     service.signal("TERM");
     assert_eq!(service.wait().code(), Some(0));
-    assert!(begin.elapsed() < GRACE_PERIOD / 4, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < END, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
 async fn incomplete_requests_are_not_waited_for() {
-    const DEADLINE: Duration = Duration::from_secs(2);
     let beginnings: [&[u8]; 4] = [
         b"G",
         b"GET / HTTP/1.1\r\nhost:",
@@ -135,7 +137,7 @@ async fn incomplete_requests_are_not_waited_for() {
     assert!(read_answer(&mut view, "times").starts_with("HTTP/1.1 200 OK"));
     assert_eq!(service.wait().code(), Some(0));
     println!("{} incomplete requests: exit after {:?}", incomplete.len(), begin.elapsed());
-    assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < END, "{:?}", begin.elapsed());
     let log = service.log();
     assert!(!log.iter().any(|line| line.contains("WARN")), "{log:#?}");
 }
@@ -151,11 +153,13 @@ async fn an_unreachable_or_frozen_redis_does_not_delay_the_exit() {
     let begin = Instant::now();
     services[0].signal("TERM");
     assert_eq!(services[0].wait().code(), Some(0));
-    assert!(begin.elapsed() < GRACE_PERIOD / 2, "{:?}", begin.elapsed());
+    println!("with a frozen or dead Redis: exit after {:?}", begin.elapsed());
+    assert!(begin.elapsed() < END, "{:?}", begin.elapsed());
 
     drop(redis);
     let begin = Instant::now();
     services[1].signal("TERM");
     assert_eq!(services[1].wait().code(), Some(0));
-    assert!(begin.elapsed() < GRACE_PERIOD / 2, "{:?}", begin.elapsed());
+    println!("with a frozen or dead Redis: exit after {:?}", begin.elapsed());
+    assert!(begin.elapsed() < END, "{:?}", begin.elapsed());
 }
