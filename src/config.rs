@@ -37,14 +37,14 @@ const QUIET: &str = "tower_sessions_core=off";
 #[derive(Clone, Parser)]
 #[command(version)]
 pub struct Config {
-    /// Port to listen on, on all IPv4 and IPv6 interfaces: 0 to 65535; 0 takes a free port, which the log names
+    /// Port to listen on, on all IPv4 and IPv6 interfaces: 0 to 65535; 0 picks a free port and logs it
     #[arg(long, env = "PORT", default_value = "8080", value_parser = setting(port))]
     pub port: u16,
 
     /// Redis that keeps the sessions: `redis://[user:password@]host[:port][/database]`, or with rediss:// (TLS),
     /// redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://; `?node=host:port` adds a node,
     /// `?sentinelServiceName=name` names Sentinel's service, and `sentinelUsername` and `sentinelPassword` are the
-    /// credentials for the Sentinels themselves; without REDIS_URL, sessions live in this process and end with it
+    /// credentials for the Sentinels themselves; without REDIS_URL, sessions are kept in memory and are lost when the process exits
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 
@@ -63,7 +63,7 @@ pub struct Config {
     #[arg(long, env = "SESSION_SECRET", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret: Option<Key>,
 
-    /// A second secret, the old or the next one: a cookie that it signed is valid too, and is signed anew when it comes
+    /// A second secret, the old or the next one: cookies signed with it are accepted and re-signed
     #[arg(long, env = "SESSION_SECRET_PREVIOUS", hide_env_values = true, value_parser = setting(session_secret))]
     pub session_secret_previous: Option<Key>,
 

@@ -291,9 +291,8 @@ fn all_values(swaps: &[Swap]) -> Bytes {
     const LENGTHS_AND_TTL: usize = 32;
     let bytes = swaps.iter().map(|swap| LENGTHS_AND_TTL + swap.expected.len() + swap.new.len()).sum();
     let mut values = Vec::with_capacity(bytes);
-    let mut digits = itoa::Buffer::new();
     for Swap { expected, new, ttl, .. } in swaps {
-        let millis = digits.format(ttl.as_millis() as u64);
+        let millis = ttl.as_millis().to_string();
         values.extend_from_slice(&(expected.len() as u32).to_be_bytes());
         values.extend_from_slice(&(new.len() as u32).to_be_bytes());
         values.push(millis.len() as u8);

@@ -1,18 +1,18 @@
 //! Every route of the service, and what surrounds each request.
 
-use std::{convert::Infallible, sync::Arc};
+use std::convert::Infallible;
 
 use axum::{
     Router,
     body::Body,
     extract::Request,
     http::{HeaderValue, Method, header},
+    middleware::from_fn_with_state,
     response::Response,
-    routing::{MethodRouter, Route, get},
+    routing::{MethodRouter, get},
 };
 use futures_util::FutureExt;
-use parking_lot::Mutex;
-use tower::{Service, layer::layer_fn, service_fn};
+use tower::{Service, service_fn};
 
 use super::{
     error::{self, Error},
@@ -40,30 +40,13 @@ pub fn router(store: &Store, config: &Config) -> Router {
 ///
 /// `HEAD`, which `page` must not handle, and all other methods get neither a session nor a count.
 pub fn counted(page: MethodRouter<Counted>, sessions: &Sessions) -> MethodRouter {
-    surround(page.with_state(Counted(())), sessions, views::count_view).head(pages::head)
+    let count_view = from_fn_with_state(sessions.clone(), views::count_view);
+    page.with_state(Counted(())).route_layer(count_view).head(pages::head)
 }
 
 /// A page with a session, whose views are not counted.
 pub fn with_session(page: MethodRouter<Uncounted>, sessions: &Sessions) -> MethodRouter {
-    surround(page.with_state(Uncounted(())), sessions, session::give_session)
-}
-
-/// The page, answering through this middleware. axum's `from_fn` would do the same, with four more allocations and
-/// several more moves of each request. `Route::call` takes `&mut` but clones the route anyway, hence the
-/// lock: one more clone would be one more allocation.
-fn surround<F>(
-    page: MethodRouter,
-    sessions: &Sessions,
-    middleware: fn(Sessions, Request, Arc<Mutex<Route>>) -> F,
-) -> MethodRouter
-where
-    F: Future<Output = Result<Response, Error>> + Send + 'static,
-{
-    let sessions = sessions.clone();
-    page.route_layer(layer_fn(move |page: Route| {
-        let (page, sessions) = (Arc::new(Mutex::new(page)), sessions.clone());
-        service_fn(move |request| middleware(sessions.clone(), request, page.clone()).map(Ok))
-    }))
+    page.with_state(Uncounted(())).route_layer(from_fn_with_state(sessions.clone(), session::give_session))
 }
 
 /// These routes with what surrounds each request: it is answered in time, errors have a readable body, and no

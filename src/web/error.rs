@@ -32,22 +32,22 @@ pub enum Error {
     #[error("there is no page here")]
     NotFound,
     /// The route does not handle this method.
-    #[error("this page can only be read")]
+    #[error("this page is read-only")]
     MethodNotAllowed,
     /// Another site's page has sent a request that may change something.
     #[error("this request comes from another site")]
     CrossSite,
     /// A browser prefetches or prerenders the page.
-    #[error("this page is counted when you open it, not when it is prefetched")]
+    #[error("this page is counted when you open it, not when your browser prefetches it")]
     Prefetch,
     /// The view was not counted: the store could not be reached, or refused.
-    #[error("your session is out of reach for the moment, please try again")]
+    #[error("your session is temporarily unavailable, please try again")]
     NotCounted,
     /// The view may have been counted: the store did not answer.
-    #[error("your session is out of reach for the moment, please try again")]
+    #[error("your session is temporarily unavailable, please try again")]
     MaybeCounted,
     /// The page could not read or write the session's data, or the session layer could not save it.
-    #[error("your session is out of reach for the moment, please try again")]
+    #[error("your session is temporarily unavailable, please try again")]
     Session,
     /// The session was ended just now, or goes on under another id, which the browser does not have yet.
     #[error("your session has just changed, please try again")]
@@ -56,7 +56,7 @@ pub enum Error {
     #[error("your session is full")]
     TooLarge,
     /// There was no answer within [`DEADLINE`].
-    #[error("your session is out of reach for the moment, please try again")]
+    #[error("your session is temporarily unavailable, please try again")]
     Late,
 }
 
@@ -74,8 +74,8 @@ impl Error {
     /// What the error means for the visitor, in one line.
     fn meaning(self) -> &'static str {
         match self {
-            Self::NotFound => "The pages of this service are the ones above. Nothing was counted.",
-            Self::MethodNotAllowed => "Nothing was counted, and nothing that you sent was kept.",
+            Self::NotFound => "This site has only the pages linked above. Nothing was counted.",
+            Self::MethodNotAllowed => "Nothing was counted, and nothing you sent was saved.",
             Self::Prefetch => "Nothing was counted.",
             Self::CrossSite => "Nothing was counted or changed.",
             Self::Ended => "You have logged in or out in another tab. Nothing was counted or saved.",

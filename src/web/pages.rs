@@ -21,10 +21,10 @@ pub fn page(meaning: Arc<str>) -> MethodRouter<Counted> {
     get(async move |format: Format, ViewCount(count): ViewCount, uri: Uri| {
         format.render(Page {
             path: uri.path(),
-            // Exactly as long as its text: a string with spare room would cost the body one more allocation.
-            sentence: ["you viewed this page ", itoa::Buffer::new().format(count), " times"].concat().into(),
+            // The tutorial's sentence.
+            sentence: format!("you viewed this page {count} times").into(),
             meaning: &meaning,
-            link: ("", "View it again"),
+            link: ("", "View again"),
         })
     })
 }
@@ -32,11 +32,11 @@ pub fn page(meaning: Arc<str>) -> MethodRouter<Counted> {
 /// The line that explains a count, as it is true with these settings.
 pub fn meaning(config: &Config) -> Arc<str> {
     let mut meaning = String::from(match config.redis_url {
-        Some(_) => "This count belongs to your session, is kept in Redis, and any instance can serve it.",
-        None => "This count belongs to your session, and is kept in the memory of this one process.",
+        Some(_) => "This count belongs to your session. It is stored in Redis, so any instance can show it.",
+        None => "This count belongs to your session. It is stored only in this process's memory.",
     });
     if let Some(revision) = &config.k_revision {
-        meaning += &format!(" Revision {revision} answered.");
+        meaning += &format!(" Served by revision {revision}.");
     }
     meaning.into()
 }

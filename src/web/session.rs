@@ -3,14 +3,12 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderMap, header},
+    middleware::Next,
     response::Response,
-    routing::Route,
 };
 use fred::bytes::Bytes;
-use parking_lot::Mutex;
-use tower::Service;
 use tower_sessions::Session;
 
 use super::{
@@ -109,17 +107,11 @@ impl OpenSession {
     ///
     /// # Errors
     /// [`Error::Ended`] if another request has ended the session, [`Error::Session`] if it cannot be saved.
-    pub async fn answer(
-        self,
-        mut request: Request,
-        count: Option<u64>,
-        page: &Mutex<Route>,
-    ) -> Result<Response, Error> {
+    pub async fn answer(self, mut request: Request, count: Option<u64>, page: Next) -> Result<Response, Error> {
         let extensions = request.extensions_mut();
         extensions.insert(self.session.clone());
         extensions.insert(AtomicSession::new(self.state.clone(), self.session.clone(), count));
-        let response = page.lock().call(request);
-        let Ok(mut response) = response.await;
+        let mut response = page.run(request).await;
         let Self { sessions, received, state, session } = self;
         let is_to_be_saved = state.must_be_saved() || session.is_modified() && !session.is_empty().await;
         if is_to_be_saved && !response.status().is_server_error() {
@@ -152,9 +144,9 @@ impl OpenSession {
 ///
 /// # Errors
 /// [`Error::CrossSite`], and as for [`OpenSession::answer`].
-pub async fn give_session(sessions: Sessions, request: Request, page: Arc<Mutex<Route>>) -> Result<Response, Error> {
+pub async fn give_session(State(sessions): State<Sessions>, request: Request, page: Next) -> Result<Response, Error> {
     if is_forged(&request) {
         return Err(Error::CrossSite);
     }
-    sessions.find(request.headers()).await?.answer(request, None, &page).await
+    sessions.find(request.headers()).await?.answer(request, None, page).await
 }

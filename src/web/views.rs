@@ -1,14 +1,11 @@
 //! Counting views: the middleware that counts one, and the count that a page reads.
 
-use std::sync::Arc;
-
 use axum::{
-    extract::{FromRequestParts, Request},
+    extract::{FromRequestParts, Request, State},
     http::{HeaderMap, HeaderName, request::Parts},
+    middleware::Next,
     response::Response,
-    routing::Route,
 };
-use parking_lot::Mutex;
 
 use super::{
     atomic_session::AtomicSession,
@@ -53,7 +50,7 @@ impl FromRequestParts<Counted> for ViewCount {
 ///
 /// # Errors
 /// If the store fails; see [`crate::store::Store::change`] and [`OpenSession::answer`].
-pub async fn count_view(sessions: Sessions, request: Request, page: Arc<Mutex<Route>>) -> Result<Response, Error> {
+pub async fn count_view(State(sessions): State<Sessions>, request: Request, page: Next) -> Result<Response, Error> {
     if is_prefetch(request.headers()) {
         return Err(Error::Prefetch);
     }
@@ -61,7 +58,7 @@ pub async fn count_view(sessions: Sessions, request: Request, page: Arc<Mutex<Ro
         return Err(Error::CrossSite);
     }
     let (count, session) = count(&sessions, request.uri().path(), request.headers()).await?;
-    session.answer(request, Some(count), &page).await
+    session.answer(request, Some(count), page).await
 }
 
 /// Counts the view in the first session that lives, of those that the request's cookies name. If none does, the view is

@@ -113,7 +113,7 @@ async fn the_page_can_be_used_by_keyboard() {
     let service = Service::start([]);
     let front = Front::start(&service).await;
     let browser = Browser::start().await;
-    let links = [("/", "/"), ("/foo", "/foo"), ("/bar", "/bar"), ("View it again", "/foo")];
+    let links = [("/", "/"), ("/foo", "/foo"), ("/bar", "/bar"), ("View again", "/foo")];
     for (index, (link, path)) in links.into_iter().enumerate() {
         browser.open(&front, "/foo").await;
         for (expected, _) in &links[..=index] {
@@ -277,7 +277,7 @@ async fn an_error_page_links_back() {
     browser.driver.goto(form).await.unwrap();
     browser.follow("button").await;
     let sentence = browser.text("h1").await;
-    assert!(sentence.contains("can only be read"), "{sentence}");
+    assert!(sentence.contains("is read-only"), "{sentence}");
     browser.follow("main a").await;
     assert_eq!(browser.path().await, "/bar");
     assert_eq!(browser.views().await, 1);
