@@ -21,9 +21,11 @@ use fred::{
 use futures_util::{future::try_join_all, try_join};
 use rand::Rng;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     sync::watch,
     task::JoinError,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{debug, info, warn};
 
@@ -339,17 +341,22 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: C
             }
             Err(error) => {
                 let reason = without_arguments(error.details()).to_owned();
-                let rejection = match rejection(&reason) {
-                    None if !was_connected => sentinel_rejection(&config).await,
-                    rejection => rejection,
-                };
+                let is_reply = matches!(error.into(), Error::Refused(_));
+                let mut rejection = rejection(&reason);
+                if rejection.is_none() && !was_connected {
+                    rejection = sentinel_rejection(&config).await;
+                    // Not before each attempt: it is one more connection.
+                    if rejection.is_none() && !is_reply && logged.as_ref() != Some(&reason) {
+                        rejection = scheme_rejection(&config).await;
+                    }
+                }
                 if let Some(rejection) = &rejection
                     && !was_connected
                 {
                     state.send_replace(State::Rejected(rejection.clone()));
                     return;
                 }
-                let is_reply = rejection.is_some() || matches!(error.into(), Error::Refused(_));
+                let is_reply = is_reply || rejection.is_some();
                 let is_news = |logged: &String| is_reply && code(logged) != code(&reason);
                 if logged.as_ref().is_none_or(is_news) {
                     warn!("Redis cannot be reached: {reason}");
@@ -484,6 +491,30 @@ async fn sentinel_rejection(config: &Config) -> Option<String> {
             && let Some(rejection) = rejection(without_arguments(error.details()))
         {
             return Some(format!("at a Sentinel, {rejection}"));
+        }
+    }
+    None
+}
+
+/// What is wrong with the URL's scheme, if a server speaks TLS and it says that it does not, or the other way round. Such a
+/// server only closes the connection or waits for more.
+async fn scheme_rejection(config: &Config) -> Option<String> {
+    /// A ClientHello of TLS 1.2: zeros for the random bytes, no session, one cipher suite, no compression, no extensions.
+    const HELLO: &[u8] = b"\x16\x03\x01\0\x2d\x01\0\0\x29\x03\x03\
+        \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\xc0\x2f\x01\0";
+    let (question, answers, rejection) = match config.tls {
+        // A handshake goes on, or an alert says why not.
+        None => (HELLO, [0x16, 0x15], "the server speaks TLS, which needs rediss://"),
+        Some(_) => (&b"PING\r\n"[..], [b'+', b'-'], "the server does not speak TLS, as rediss:// says"),
+    };
+    let ask = async |server: Server| {
+        let mut connection = TcpStream::connect(server.to_string()).await.ok()?;
+        connection.write_all(question).await.ok()?;
+        Some(answers.contains(&connection.read_u8().await.ok()?))
+    };
+    for server in config.server.hosts() {
+        if let Ok(Some(true)) = timeout(UNRESPONSIVE, ask(server)).await {
+            return Some(rejection.to_owned());
         }
     }
     None

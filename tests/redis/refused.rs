@@ -21,8 +21,15 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Part of every password in this file that must not be printed.
 const MARK: &str = "hunter2";
 
-/// Asserts that the program exits with one line that names the cause.
+/// Asserts that the program exits with one line that names the cause, before it listens.
 fn assert_exits(url: &str, certificates: Option<&str>, cause: &str) {
+    let stdout = assert_exits_in_time(url, certificates, cause);
+    // No platform sends it traffic.
+    assert!(!stdout.contains("listening"), "{stdout}");
+}
+
+/// Asserts that the program exits with one line that names the cause. Returns what it has logged.
+fn assert_exits_in_time(url: &str, certificates: Option<&str>, cause: &str) -> String {
     let mut program = program([("REDIS_URL", url)]);
     program.envs(certificates.map(|file| ("SSL_CERT_FILE", file)));
     let begin = Instant::now();
@@ -35,8 +42,7 @@ fn assert_exits(url: &str, certificates: Option<&str>, cause: &str) {
     assert!(stderr.contains(cause), "no {cause:?}: {output}");
     assert!(!stdout.contains(MARK), "prints a secret: {output}");
     assert!(!stderr.contains(MARK), "prints a secret: {output}");
-    // No platform sends it traffic.
-    assert!(!stdout.contains("listening"), "{output}");
+    stdout
 }
 
 #[test]
@@ -136,6 +142,25 @@ fn a_server_of_another_kind() {
     });
     assert_exits(&format!("redis://{address}"), None, "Redis's protocol");
     assert_exits(&format!("rediss://{address}"), None, "TLS");
+}
+
+/// A server that is asked in the other way says nothing, or closes the connection.
+#[tokio::test]
+async fn a_scheme_that_is_wrong_about_tls() {
+    let authority = Authority::new();
+    let secure = authority.redis("localhost", MARK);
+    assert_exits(
+        &format!("redis://:{MARK}@localhost:{}", secure.port),
+        None,
+        "the server speaks TLS, which needs rediss",
+    );
+    let certificates = authority.file();
+    for plain in [Redis::start(), Redis::start_with(&["--requirepass", "the right one"])] {
+        let url = format!("rediss://:{MARK}@localhost:{}", plain.port);
+        assert_exits_in_time(&url, Some(&certificates), "does not speak TLS");
+    }
+    let cluster = Cluster::start_with_tls(&authority).await;
+    assert_exits(&cluster.short_url(), None, "rediss");
 }
 
 /// What passes by itself does not end a start: the service waits for it.
