@@ -18,7 +18,8 @@ const DELAY: Duration = Duration::from_millis(250);
 /// After that, fred tries on its own, and says what is wrong.
 const LONGEST: Duration = Duration::from_millis(1500);
 
-/// The same settings, but names whose first address does not answer are replaced by an address that does.
+/// The same settings, but names whose first address does not answer are replaced by an address that does. A certificate
+/// still has to name the host: an IPv6 address without the brackets that a URL puts around it and that fred 10.1 keeps.
 pub async fn reachable(config: &Config) -> Config {
     let mut config = config.clone();
     let servers = match &mut config.server {
@@ -30,12 +31,14 @@ pub async fn reachable(config: &Config) -> Config {
         let mut addresses: Vec<_> = found.map(Iterator::collect).unwrap_or_default();
         addresses.dedup();
         *server = with_reachable_address(server, &addresses).await;
+        let bare = server.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        server.tls_server_name = server.tls_server_name.take().or(bare.map(Into::into));
     }))
     .await;
     config
 }
 
-/// The server at its first address to answer, if that is not the first of all. A certificate still has to name the host.
+/// The server at its first address to answer, if that is not the first of all.
 async fn with_reachable_address(server: &Server, addresses: &[SocketAddr]) -> Server {
     if addresses.len() < 2 {
         return server.clone();

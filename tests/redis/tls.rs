@@ -32,6 +32,18 @@ async fn sessions_are_stored_in_redis_over_tls() {
     );
 }
 
+/// A URL puts brackets around it, a certificate does not.
+#[tokio::test]
+async fn the_host_is_an_ipv6_address() {
+    let authority = Authority::new();
+    let redis = Redis::start_with_port(|port| {
+        let mut options = authority.server_options(port, "::1");
+        options.extend(["--bind", "::1"].map(str::to_owned));
+        options
+    });
+    assert_counts(&authority, &format!("rediss://[::1]:{}", redis.port)).await;
+}
+
 /// Starts the service, and views a page as ten visitors.
 async fn assert_counts(authority: &Authority, url: &str) {
     let service = Service::start([("REDIS_URL", url), ("SSL_CERT_FILE", &authority.file())]);
