@@ -9,6 +9,8 @@ use axum::{
     http::{HeaderName, Method, header},
 };
 
+use super::host::without_default_port;
+
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Whether another site's page has sent this request, and it may change something. Clients that are no browsers do not
@@ -27,7 +29,9 @@ pub fn is_forged(request: &Request) -> bool {
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
     let host = host.or(request.uri().authority().map(|authority| authority.as_str().as_bytes()));
     let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-    origin.is_none_or(|(_, origin)| host.is_none_or(|host| !origin.as_bytes().eq_ignore_ascii_case(host)))
+    let is_same =
+        |origin: &str, host| without_default_port(origin.as_bytes()).eq_ignore_ascii_case(without_default_port(host));
+    !origin.zip(host).is_some_and(|((_, origin), host)| is_same(origin, host))
 }
 
 #[cfg(test)]
@@ -57,6 +61,12 @@ mod tests {
             (&[host, ("origin", "http://shop.example:8080")], false),
             (&[host, ("origin", "https://SHOP.example:8080")], false),
             (&[host, ("origin", "https://shop.example")], true),
+            // A proxy adds the port, or leaves it out.
+            (&[("host", "shop.example:80"), ("origin", "http://shop.example")], false),
+            (&[("host", "shop.example:443"), ("origin", "https://shop.example")], false),
+            (&[("host", "shop.example"), ("origin", "http://shop.example:80")], false),
+            (&[("host", "shop.example:8443"), ("origin", "https://shop.example")], true),
+            (&[("host", "shop.example:80"), ("origin", "http://evil.example")], true),
             (&[host, ("origin", "https://evil.example")], true),
             (&[host, ("origin", "null")], true),
             (&[("origin", "https://shop.example")], true),

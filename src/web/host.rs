@@ -99,7 +99,7 @@ fn is_port(port: &[u8]) -> bool {
 }
 
 /// The port may be left out if it is the scheme's. A proxy that ends TLS may change the scheme.
-fn without_default_port(host: &[u8]) -> &[u8] {
+pub(super) fn without_default_port(host: &[u8]) -> &[u8] {
     let ports: [&[u8]; 3] = [b":80", b":443", b":"];
     ports.iter().find_map(|port| host.strip_suffix(*port)).unwrap_or(host)
 }
