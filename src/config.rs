@@ -155,6 +155,11 @@ fn redis_url(value: &str) -> Result<RedisConfig, String> {
     let Some(scheme) = scheme else {
         return Err(format!("does not begin with a known scheme; {}", allowed_urls()));
     };
+    // `echo` and editors end a line. Anywhere else, the parser would leave a line break or tab out without a word.
+    let value = value.trim_end();
+    if value.contains(char::is_control) {
+        return Err(format!("has a line break or another control character in it; {}", allowed_urls()));
+    }
     let checked = Url::parse(value).map_err(|error| format!("is malformed: {error}"));
     checked.and_then(|url| check_url(scheme, &url)).map_err(|problem| format!("{problem}; {}", allowed_urls()))?;
     match RedisConfig::from_url(value) {

@@ -87,6 +87,9 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
         ("REDIS_URL", "redis://:hunter2@localhost/1/2", &["REDIS_URL", "database", URLS]),
         ("REDIS_URL", "redis://:hunter2#@localhost", &["REDIS_URL", "malformed", URLS]),
         ("REDIS_URL", "redis://:hunter2%ff@localhost", &["REDIS_URL", "malformed", URLS]),
+        ("REDIS_URL", "redis://:hunter2\n@localhost", &["REDIS_URL", "line break", URLS]),
+        ("REDIS_URL", "redis://:hunter2@localhost/\t1", &["REDIS_URL", "line break", URLS]),
+        ("REDIS_URL", "redis://localhost\nredis://hunter2", &["REDIS_URL", "line break", URLS]),
         ("REDIS_URL", "redis://localhost:0", &["REDIS_URL", "port 0", URLS]),
         ("REDIS_URL", "redis://one,two", &["REDIS_URL", "host", URLS]),
         // What a URL says is used or refused.
@@ -234,7 +237,8 @@ async fn credentials_and_database_of_the_url_are_used() {
     // The password contains characters that must be escaped in a URL.
     redis.cli(&["ACL", "SETUSER", "ada", "on", ">p@ss:word/", "~*", "&*", "+@all"]);
     redis.cli(&["ACL", "SETUSER", "default", "off"]);
-    let url = format!("redis://ada:p%40ss%3Aword%2F@localhost:{}/3", redis.port);
+    // A secret often ends with a line break.
+    let url = format!("redis://ada:p%40ss%3Aword%2F@localhost:{}/3\n", redis.port);
     let service = Service::start([("REDIS_URL", url.as_str())]);
     let mut visitor = Visitor::new();
     assert_eq!(visitor.count(&service, "/").await, 1);
