@@ -44,6 +44,10 @@ pub const MAX_BYTES: usize = 64 * 1024;
 /// The bytes that counts may take even in a larger session. Another program may have written it, which knows no bound.
 const COUNTS_BYTES: usize = 1024;
 
+/// How deep arrays and maps may be nested in a page's value. rmp_serde writes any depth, but reads only a little more than
+/// this.
+pub const MAX_DEPTH: usize = 1000;
+
 /// The pages' own data.
 pub type Data = HashMap<String, Value>;
 
@@ -160,10 +164,13 @@ impl<'a> Contents<'a> {
     /// Replaces the pages' own data.
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::Reserved`] if it has the key of the service's own entry.
+    /// [`Error::TooLarge`]; [`Error::TooDeep`]; [`Error::Reserved`] if it has the key of the service's own entry.
     pub fn set_data(&mut self, data: &Data) -> Result<(), Error> {
         if data.contains_key(KEY) {
             return Err(Error::Reserved);
+        }
+        if !data.values().all(|value| has_depth(value, MAX_DEPTH)) {
+            return Err(Error::TooDeep);
         }
         let mut pairs = Vec::new();
         for (key, value) in data {
@@ -336,6 +343,15 @@ fn read_entry<'a>(rest: &mut &'a [u8], contents: &mut Contents<'a>) -> Option<()
 fn read_str<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     let length = decode::read_str_len(rest).ok()?;
     str::from_utf8(rest.split_off(..length as usize)?).ok()
+}
+
+/// Whether a value is nested at most this deep.
+fn has_depth(value: &Value, most: usize) -> bool {
+    match value {
+        Value::Array(values) => most > 0 && values.iter().all(|value| has_depth(value, most - 1)),
+        Value::Object(values) => most > 0 && values.values().all(|value| has_depth(value, most - 1)),
+        _ => true,
+    }
 }
 
 /// Passes over one MessagePack value, with all that it contains.

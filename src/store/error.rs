@@ -2,7 +2,7 @@
 
 use tower_sessions::session_store;
 
-use super::contents::{KEY, MAX_BYTES};
+use super::contents::{KEY, MAX_BYTES, MAX_DEPTH};
 use crate::telemetry;
 
 /// Why the store failed.
@@ -33,6 +33,9 @@ pub enum Error {
     /// The session would become too large. Nothing is changed.
     #[error("a session would take more than {MAX_BYTES} bytes")]
     TooLarge,
+    /// A page's value is nested too deep. Nothing is changed.
+    #[error("a page's value is nested more than {MAX_DEPTH} deep")]
+    TooDeep,
     /// A page uses the key of the service's own entry. Nothing is changed.
     #[error("a page uses the session's key {KEY}, which is the service's own")]
     Reserved,
@@ -66,7 +69,7 @@ impl Error {
 
     /// Logs a warning with the trace of the current request: the first of an outage, then one a minute; of each other
     /// kind of error one a minute.
-    pub(super) fn report(&self) {
+    pub(crate) fn report(&self) {
         let kind = match self {
             Self::Unreached | Self::Unanswered => OUTAGE,
             Self::Refused(reason) => code(reason),
@@ -76,6 +79,7 @@ impl Error {
             // A visitor has logged in or out.
             Self::Ended => return,
             Self::TooLarge => "too large",
+            Self::TooDeep => "too deep",
             Self::Reserved => "reserved",
             Self::Mismatched => "mismatched",
         };

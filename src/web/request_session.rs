@@ -128,7 +128,8 @@ impl RequestSession {
 
     async fn begin(&self, data: &Data, first_view: Option<&str>) -> Result<(Id, Bytes), Error> {
         let mut contents = Contents::default();
-        contents.set_data(data)?;
+        // All else is reported by the store.
+        contents.set_data(data).inspect_err(Error::report)?;
         if let Some(path) = first_view {
             contents.count(path)?;
         }

@@ -4,6 +4,7 @@
 use axum::{extract::Path, http::StatusCode, routing::get};
 use cloud_run_sessions::web::{
     app::{counted, with_session},
+    atomic_session::AtomicSession,
     error::Error,
     views::ViewCount,
 };
@@ -29,6 +30,15 @@ fn values() -> Vec<Value> {
 async fn keep(session: Session, Path(index): Path<usize>, ViewCount(count): ViewCount) -> Result<String, Error> {
     session.insert("kept", &values()[index]).await?;
     Ok(format!("you viewed this page {count} times"))
+}
+
+/// Stores a value that is nested so deep, in one of two ways.
+async fn nest(session: Session, atomic: AtomicSession, Path((way, depth)): Path<(String, usize)>) -> Result<(), Error> {
+    let nested = (1..depth).fold(json!([]), |inside, _| json!([inside]));
+    if way == "insert" {
+        return Ok(session.insert("kept", nested).await?);
+    }
+    atomic.update("kept", move |kept: &mut Value| *kept = nested.clone()).await
 }
 
 /// Returns the stored value.
@@ -79,6 +89,7 @@ async fn serve(settings: &[&str]) -> u16 {
             .route("/own", counted(get(own), sessions))
             .route("/empty", counted(get(empty), sessions))
             .route("/keep/{index}", counted(get(keep), sessions))
+            .route("/nest/{way}/{depth}", with_session(get(nest), sessions))
             .route("/kept", counted(get(kept), sessions))
             .route("/number", counted(get(number), sessions))
             .route("/begin", with_session(get(begin), sessions))
@@ -116,6 +127,30 @@ async fn own_data_and_views_do_not_affect_each_other() {
     for service in [redis, memory] {
         for first_is_kept in [false, true] {
             assert_data_and_counts(service, first_is_kept).await;
+        }
+    }
+}
+
+/// What could not be read again is not stored.
+#[tokio::test]
+async fn a_value_that_is_nested_too_deep_is_refused() {
+    const DEEPEST: usize = 1000;
+    let redis = Redis::start();
+    for service in [serve(&["--redis-url", &redis.url()]).await, serve(&[]).await] {
+        for way in ["insert", "update"] {
+            // As a new visitor, and as one with a session.
+            let mut visitor = Visitor::new();
+            for (view, too_deep) in (1..).zip([DEEPEST + 1, DEEPEST + 30, 2 * DEEPEST]) {
+                let nest = async |visitor: &mut Visitor, depth| {
+                    visitor.view(&service, &format!("/nest/{way}/{depth}")).await.status
+                };
+                assert_eq!(nest(&mut Visitor::new(), too_deep).await, 503, "{way} {too_deep}");
+                assert_eq!(nest(&mut visitor, DEEPEST).await, 200, "{way}");
+                assert_eq!(nest(&mut visitor, too_deep).await, 503, "{way} {too_deep}");
+                let kept = visitor.view(&service, "/kept").await.body;
+                assert_eq!(kept, ["[".repeat(DEEPEST), "]".repeat(DEEPEST)].concat(), "{way} {too_deep}");
+                assert_eq!(visitor.count(&service, "/").await, view);
+            }
         }
     }
 }
