@@ -353,9 +353,9 @@ impl Drop for Pending {
 }
 
 impl ToTake {
-    /// The body of a response to a request that is refused.
-    pub fn empty() -> Self {
-        Self { body: Body::empty(), pending: None }
+    /// The body of a response to a request that [`Activity::begin`] has refused.
+    pub fn of_refused(body: Body) -> Self {
+        Self { body, pending: None }
     }
 }
 

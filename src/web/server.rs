@@ -11,7 +11,7 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::Request,
-    http::{StatusCode, Version, header},
+    http::{Method, StatusCode, Version, header},
     response::{IntoResponse, Response},
 };
 use futures_util::{
@@ -58,6 +58,10 @@ const _: () = assert!(DEADLINE.as_millis() < DRAIN_TIMEOUT.as_millis());
 /// Length of the accept queue: the number of requests that Cloud Run sends at once. A connection beyond it waits
 /// a second for its next try; tokio's default is 128.
 const BACKLOG: u32 = 1000;
+
+/// What is answered to requests that do not reach the service.
+const NAMES_NO_HOST: &str = "the request must name its host, once and well-formed";
+const TAKES_TOO_LITTLE: &str = "too many responses are not taken yet, please try again";
 
 /// Pause after accepting fails although a connection waits, for example because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -153,13 +157,15 @@ where
             let (activity, service) = (place.activity.clone(), service.clone());
             let on_request = service_fn(move |request: hyper::Request<Incoming>| {
                 let Some(pending) = activity.begin(request.version()) else {
-                    let mut refused = Response::new(ToTake::empty());
-                    *refused.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                    return Either::Left(ready(Ok(refused)));
+                    let headers = [(header::RETRY_AFTER, "1")];
+                    let refused = (StatusCode::SERVICE_UNAVAILABLE, headers, TAKES_TOO_LITTLE);
+                    return Either::Left(ready(Ok(refusal(&request, refused).map(ToTake::of_refused))));
                 };
                 let request = with_rest_read(request, &activity);
                 if !host::is_named(&request) {
-                    return Either::Left(ready(Ok(without_host().map(|body| pending.respond(body)))));
+                    // hyper leaves the header out over HTTP/2.
+                    let refused = (StatusCode::BAD_REQUEST, [(header::CONNECTION, "close")], NAMES_NO_HOST);
+                    return Either::Left(ready(Ok(refusal(&request, refused).map(|body| pending.respond(body)))));
                 }
                 let response = service.clone().oneshot(request);
                 Either::Right(response.map_ok(|response| response.map(|body| pending.respond(body))))
@@ -192,15 +198,11 @@ fn with_rest_read(request: hyper::Request<Incoming>, activity: &Arc<Activity>) -
     request.map(|body| Body::new(Received::new(body, activity.clone(), is_held_back)))
 }
 
-/// The response to a request that does not name its host.
-fn without_host() -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (header::CACHE_CONTROL, "no-store"),
-        // hyper leaves it out over HTTP/2.
-        (header::CONNECTION, "close"),
-    ];
-    (StatusCode::BAD_REQUEST, headers, "the request must name its host, once and well-formed").into_response()
+/// The response to a request that does not reach the service.
+fn refusal<B>(request: &hyper::Request<B>, refused: impl IntoResponse) -> Response {
+    let response = ([(header::CACHE_CONTROL, "no-store")], refused).into_response();
+    // Over HTTP/2, hyper leaves this to the service.
+    if request.method() == Method::HEAD { response.map(|_| Body::empty()) } else { response }
 }
 
 /// Whether accepting failed because a client broke off. All else concerns this process, and a pause may help.

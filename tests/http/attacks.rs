@@ -18,7 +18,8 @@ use socket2::SockRef;
 use crate::common::{
     Service, TIMEOUT, Visitor, eventually,
     http2::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, REQUEST, RST_STREAM, SETTINGS, frame,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PING, PREFACE, REQUEST, RST_STREAM, SETTINGS,
+        WINDOW_UPDATE, frame, read_frame,
     },
     program,
 };
@@ -142,6 +143,44 @@ async fn http2_clients_that_take_nothing_hold_little_and_are_closed() {
         }
     }
     assert_all_closed(&service, before).await;
+}
+
+/// Reads until a frame of this kind has come.
+fn read_until(stream: &mut TcpStream, kind: u8) -> Frame {
+    loop {
+        let frame = read_frame(stream).expect("a frame");
+        if frame.kind == kind {
+            return frame;
+        }
+    }
+}
+
+/// Beyond the bound, a connection can have one response that is not taken.
+#[test]
+fn a_client_that_takes_too_little_is_told() {
+    const STREAMS: u32 = 16;
+    let service = Service::start([]);
+    let settings = [0, 4, 0, 0, 0, 0];
+    let ask = |number: u32| frame(HEADERS, END_STREAM | END_HEADERS, 2 * number + 1, REQUEST);
+    let _others: Vec<_> = (0..80)
+        .map(|_| {
+            let mut stream = connect_http2(&service, &settings);
+            for number in 0..STREAMS {
+                stream.write_all(&ask(number)).unwrap();
+                read_until(&mut stream, HEADERS);
+            }
+            stream
+        })
+        .collect();
+    let mut stream = connect_http2(&service, &settings);
+    for number in [0, 1] {
+        stream.write_all(&ask(number)).unwrap();
+        read_until(&mut stream, HEADERS);
+    }
+    // It takes the second response.
+    stream.write_all(&frame(WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes())).unwrap();
+    let body = read_until(&mut stream, DATA).payload;
+    assert_eq!(String::from_utf8(body).unwrap(), "too many responses are not taken yet, please try again");
 }
 
 #[tokio::test]
