@@ -323,9 +323,8 @@ impl<R: SendCommand> Committer<R> {
     /// # Errors
     /// See [`super::Store::read`].
     pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
-        let Shared { redis, compare_and_set, ttl, .. } = &*self.0;
-        let read = until_answered(|send_by| compare_and_set.read(redis, send_by, id)).await;
-        let Some(value) = read.of_repeatable()? else { return Ok(None) };
+        let ttl = self.0.ttl;
+        let Some(value) = self.0.value(id).await? else { return Ok(None) };
         let lives = ttl.lives(id, &value, ttl.now())?;
         Ok(lives.then_some(value))
     }
@@ -352,7 +351,7 @@ impl<R: SendCommand> Committer<R> {
             let contents = Contents::decode(old, &value)?;
             let mut going_on = contents.clone();
             change(&mut going_on)?;
-            let new = self.create(&going_on).await?;
+            let new = self.create(&going_on).await.map_err(without_effect)?;
             // Under a name of its own: it does not wait for this instance's other writes, and of these a value tells only
             // the last.
             let write = Write { instance: rand::random(), number: 1 };
@@ -431,11 +430,17 @@ impl<R: SendCommand> Shared<R> {
         }
     }
 
+    /// What the key of a session holds.
+    async fn value(&self, id: &Id) -> Result<Option<Bytes>, Error> {
+        let read = until_answered(|send_by| self.compare_and_set.read(&self.redis, send_by, id)).await;
+        read.reply.map_err(without_effect)
+    }
+
     /// Reads a session, for its next write. `remembered` is what was remembered of it and not trusted.
     async fn read(self: Arc<Self>, id: Id, remembered: Option<Bytes>, source: Source) {
-        let read = until_answered(|send_by| self.compare_and_set.read(&self.redis, send_by, &id)).await;
+        let value = self.value(&id).await;
         let mut state = self.state.lock();
-        let outcome = match read.reply {
+        let outcome = match value {
             Ok(Some(bytes)) => {
                 if let Some(remembered) = remembered {
                     state.remembered.learn(remembered == bytes);
@@ -448,9 +453,6 @@ impl<R: SendCommand> Shared<R> {
                 return;
             }
             Ok(None) => Ok(None),
-            // Reading has changed nothing.
-            Err(Error::Unanswered) => Err(Error::Unreached),
-            Err(Error::Garbled) => Err(Error::Unreadable),
             Err(error) => Err(error),
         };
         let session = state.sessions.remove(&id);
@@ -649,6 +651,15 @@ impl<R: SendCommand> Shared<R> {
                 tokio::spawn(self.clone().read(id, None, Source::Redis));
             }
         }
+    }
+}
+
+/// The error of a command that changes nothing that anybody knows of, whether it was executed or not.
+fn without_effect(error: Error) -> Error {
+    match error {
+        Error::Unanswered => Error::Unreached,
+        Error::Garbled => Error::Unreadable,
+        error => error,
     }
 }
 

@@ -37,6 +37,8 @@ for i, key in ipairs(KEYS) do
     replies[i] = { err }
   else
     if held then
+      -- The time that it had left is not known: asking would take one more command for each view. So an end may be
+      -- remembered for longer, for its whole life after the last instance has found out.
       local is_ended = sub(held, ID_ENDS + 1, ID_ENDS + #mark) == mark
       redis.call('SET', key, held, 'PX', is_ended and ended_life or life)
     end
