@@ -45,6 +45,8 @@ pub fn counted(page: MethodRouter<Counted>, sessions: &Sessions) -> MethodRouter
 }
 
 /// A page with a session, whose views are not counted.
+///
+/// All sessions live as long as the settings say: tower-sessions' `Session::set_expiry` has no effect.
 pub fn with_session(page: MethodRouter<Uncounted>, sessions: &Sessions) -> MethodRouter {
     page.with_state(Uncounted(())).route_layer(from_fn_with_state(sessions.clone(), session::give_session))
 }

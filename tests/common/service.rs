@@ -51,10 +51,20 @@ pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Co
 
 /// The library in Debian's package faketime.
 pub fn libfaketime() -> String {
+    library("faketime/libfaketime.so.1")
+}
+
+/// The library in Debian's package libnss-wrapper. A process that preloads it knows the hosts in the file that
+/// NSS_WRAPPER_HOSTS names.
+pub fn libnss_wrapper() -> String {
+    library("libnss_wrapper.so")
+}
+
+fn library(name: &str) -> String {
     let folders = std::fs::read_dir("/usr/lib").unwrap();
-    let files = folders.map(|folder| folder.unwrap().path().join("faketime/libfaketime.so.1"));
+    let files = folders.map(|folder| folder.unwrap().path().join(name));
     let file = files.into_iter().find(|file| file.exists());
-    file.expect("libfaketime, see tests/run").display().to_string()
+    file.unwrap_or_else(|| panic!("{name}, see tests/run")).display().to_string()
 }
 
 /// Runs a program that must exit within this time. Returns exit code, standard output and standard

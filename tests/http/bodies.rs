@@ -11,7 +11,7 @@ use std::{
 
 use reqwest::Method;
 
-use crate::common::{Redis, Service, TIMEOUT, Visitor};
+use crate::common::{Nginx, Port, Redis, Service, TIMEOUT, Visitor};
 
 /// What is read of a body, and then again after the last response.
 const BOUND: usize = 16 * 1024 * 1024;
@@ -22,8 +22,8 @@ const TIME: Duration = Duration::from_secs(5);
 /// What the kernels of both sides take besides.
 const BUFFERED: usize = 10_000_000;
 
-fn connect(service: &Service) -> TcpStream {
-    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+fn connect(service: &impl Port) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", service.port())).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream
@@ -51,25 +51,25 @@ fn read_status(stream: &mut TcpStream) -> u16 {
             .unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&head)));
         head.extend_from_slice(&byte);
     }
-    let head = String::from_utf8(head).unwrap();
+    let head = String::from_utf8(head).unwrap().to_lowercase();
     let length =
         head.split_once("content-length: ").map_or(0, |(_, rest)| rest.lines().next().unwrap().parse().unwrap());
     stream.read_exact(&mut vec![0; length]).unwrap();
     head.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
+/// nginx does the same.
 #[test]
 fn a_body_is_dropped_and_the_connection_goes_on() {
-    let service = Service::start([]);
+    let (service, nginx) = (Service::start([]), Nginx::start());
+    let bodies = [with_length(10), with_length(1_000_000), with_length(BOUND), in_chunks(1_000_000)];
     thread::scope(|scope| {
-        for (header, body) in [with_length(10), with_length(1_000_000), with_length(BOUND), in_chunks(1_000_000)] {
-            let service = &service;
+        for ((header, body), port) in bodies.iter().flat_map(|body| [(body, service.port), (body, nginx.port)]) {
             scope.spawn(move || {
-                let mut stream = connect(service);
-                for (target, status) in [("POST /foo", 405), ("GET /foo", 200), ("PUT /nowhere", 404), ("HEAD /", 200)]
-                {
+                let mut stream = connect(&port);
+                for (target, status) in [("POST /foo", 405), ("GET /foo", 200), ("PUT /nowhere", 404), ("GET /", 200)] {
                     write!(stream, "{target} HTTP/1.1\r\nhost: x\r\n{header}\r\n\r\n").unwrap();
-                    stream.write_all(&body).unwrap();
+                    stream.write_all(body).unwrap();
                     let answer = read_status(&mut stream);
                     assert_eq!(answer, status, "{target} {header}");
                 }
@@ -100,6 +100,46 @@ fn the_last_response_is_read_whatever_follows_the_request() {
         assert_eq!(read_status(&mut stream), expected, "{what:?}");
         assert_eq!(stream.read(&mut [0]).unwrap(), 0, "{what:?}: the connection goes on");
     }
+}
+
+/// Two programs could see the end of such a request in different places: what follows may be a body for one, and a request
+/// for the other (request smuggling). nginx ends the connection as well.
+#[test]
+fn what_follows_an_ambiguous_request_is_none() {
+    const CHUNKED: &str = "transfer-encoding: chunked";
+    let redis = Redis::start();
+    let (service, nginx) = (Service::on(&redis), Nginx::start());
+    let heads = [
+        "content-length: 4\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked\r\ncontent-length: 4",
+        "content-length: 4, 4",
+        "content-length: 4\r\ncontent-length: 5",
+        "content-length: +4",
+        "content-length: 0x4",
+        "content-length: 18446744073709551620",
+        "transfer-encoding: chunked, gzip",
+        "transfer-encoding: identity",
+        "transfer-encoding: xchunked",
+        "transfer-encoding: chunked\r\ntransfer-encoding: identity",
+        "transfer-encoding : chunked",
+        "transfer-encoding:\r\n chunked",
+    ];
+    let bodies = ["0x2\r\nxx\r\n0\r\n\r\n", "2\r\nxxXX0\r\n\r\n", "-1\r\nxx\r\n", "10000000000000002\r\nxx\r\n"];
+    let requests = heads.map(|head| (head, "0\r\n\r\n")).into_iter().chain(bodies.map(|body| (CHUNKED, body)));
+    for (head, body) in requests {
+        for port in [service.port, nginx.port] {
+            let mut stream = connect(&port);
+            // In one piece, before the connection ends.
+            let request = format!("POST /foo HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}{VIEW}\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap_or_else(|error| panic!("{head:?} {body:?}: {error}"));
+            let statuses: Vec<_> = answer.matches("HTTP/1.1 ").collect();
+            assert_eq!(statuses.len(), 1, "{head:?} {body:?}: {answer:?}");
+            assert!(!answer.contains("HTTP/1.1 200"), "{head:?} {body:?}: {answer:?}");
+        }
+    }
+    assert_eq!(redis.keys(), [""; 0]);
 }
 
 #[test]

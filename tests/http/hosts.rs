@@ -7,18 +7,18 @@ use std::{
 };
 
 use crate::common::{
-    Redis, Service, TIMEOUT,
+    Nginx, Port, Redis, Service, TIMEOUT,
     http2::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame, read_frame},
 };
 
-fn connect(service: &Service) -> TcpStream {
-    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+fn connect(service: &impl Port) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", service.port())).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
 /// Sends this head over HTTP/1, and reads until the service ends the connection.
-fn answer(service: &Service, head: &str) -> String {
+fn answer(service: &impl Port, head: &str) -> String {
     let mut stream = connect(service);
     write!(stream, "{head}\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -68,6 +68,12 @@ fn over_http_1() {
         assert!(!answer.contains("set-cookie"), "{head:?}: {answer:?}");
         let is_head = head.starts_with("HEAD");
         assert_eq!(answer.ends_with("the request must name its host, once and well-formed"), !is_head, "{answer:?}");
+    }
+    // nginx refuses these as well; it takes some hosts that are none, like a:b.
+    let nginx = Nginx::start();
+    for host in ["", "host: a\r\nhost: a\r\n", "host: a b\r\n", "host: a/b\r\n", "host:\r\n"] {
+        let answer = answer(&nginx, &format!("GET / HTTP/1.1\r\n{host}connection: close"));
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{host:?}: {answer:?}");
     }
     assert_eq!(redis.executed(), 0, "commands");
     assert_eq!(redis.keys().len(), keys);

@@ -5,10 +5,11 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
-use crate::common::{Redis, Service, TIMEOUT, Visitor, eventually, signal};
+use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, program, signal};
 
 /// The time between SIGTERM and SIGKILL on Cloud Run.
 const GRACE_PERIOD: Duration = Duration::from_secs(10);
@@ -140,6 +141,28 @@ async fn incomplete_requests_are_not_waited_for() {
     assert!(begin.elapsed() < END, "{:?}", begin.elapsed());
     let log = service.log();
     assert!(!log.iter().any(|line| line.contains("WARN")), "{log:#?}");
+}
+
+/// Also while it waits for Redis before it listens, and whatever comes after the first signal.
+#[tokio::test]
+async fn a_start_can_be_ended() {
+    let redis = Redis::start();
+    signal(redis.id(), "STOP");
+    let url = redis.url();
+    let mut process = Process::spawn(program([("REDIS_URL", url.as_str())]).stdout(Stdio::null()));
+    eventually("the program catches SIGTERM", async || {
+        let status = fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
+        let caught = status.split_once("SigCgt:").unwrap().1.split_whitespace().next().unwrap();
+        let caught = u64::from_str_radix(caught, 16).unwrap();
+        (caught >> (15 - 1) & 1 == 1).then_some(())
+    })
+    .await;
+    let begin = Instant::now();
+    for name in ["TERM", "TERM", "INT"] {
+        signal(process.0.id(), name);
+    }
+    assert_eq!(process.wait().code(), Some(0));
+    assert!(begin.elapsed() < GRACE_PERIOD / 2, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]

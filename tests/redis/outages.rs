@@ -4,14 +4,20 @@
 
 use std::{
     fs,
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 use reqwest::Method;
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::common::{Answer, BROWSER, Proxy, Redis, Service, TIMEOUT, Visitor, eventually, free_port, signal};
+use crate::common::{
+    Answer, BROWSER, Proxy, Redis, Service, TIMEOUT, Visitor, eventually, free_port, libnss_wrapper, signal,
+    wait_for_replication,
+};
 
 /// Every view is answered by then.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -386,6 +392,82 @@ async fn the_host_name_moves_to_another_redis() {
     old.cli(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
     proxy.switch_to(&new);
     assert_eq!(visitor.count(&service, "/").await, 2);
+}
+
+/// A file of host names, and the settings of a service that knows only these.
+struct Hosts(TempDir);
+
+impl Hosts {
+    fn path(&self) -> String {
+        self.0.path().join("hosts").display().to_string()
+    }
+
+    /// Gives the name `redis.example` these addresses.
+    fn set(&self, addresses: &[&str]) {
+        let lines: String = addresses.iter().map(|address| format!("{address} redis.example\n")).collect();
+        let new = self.0.path().join("new");
+        fs::write(&new, lines).unwrap();
+        fs::rename(new, self.path()).unwrap();
+    }
+
+    fn start_service(&self, port: u16) -> Service {
+        Service::start([
+            ("REDIS_URL", format!("redis://redis.example:{port}").as_str()),
+            ("LD_PRELOAD", &libnss_wrapper()),
+            ("NSS_WRAPPER_HOSTS", &self.path()),
+        ])
+    }
+}
+
+/// A listener that takes no connection and refuses none, like a host behind a router that drops packets.
+fn black_hole(address: &str, port: u16) -> (Socket, Vec<TcpStream>) {
+    let address: SocketAddr = format!("{address}:{port}").parse().unwrap();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(1).unwrap();
+    let mut queued = Vec::new();
+    while let Ok(connection) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        queued.push(connection);
+        assert!(queued.len() < 1000, "the queue of connections has no end");
+    }
+    (socket, queued)
+}
+
+#[tokio::test]
+async fn the_first_address_of_the_host_name_does_not_answer() {
+    let redis = Redis::start();
+    let _black_hole = black_hole("127.0.0.2", redis.port);
+    let hosts = Hosts(TempDir::new().unwrap());
+    hosts.set(&["127.0.0.2", "127.0.0.1"]);
+    let service = hosts.start_service(redis.port);
+    let mut visitor = Visitor::new();
+    for view in 1..=3 {
+        assert_eq!(visitor.count(&service, "/").await, view);
+        redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    }
+    assert_eq!(count_lines(&service.stop(), "WARN"), 0);
+}
+
+/// As hosts do it at a failover, and the old server is gone.
+#[tokio::test]
+async fn the_host_name_gets_another_address() {
+    let old = Redis::start();
+    let options = ["--port", &old.port.to_string(), "--bind", "127.0.0.2", "--save", ""];
+    let new = Redis::launch(old.port, TempDir::new().unwrap(), &options, "Ready to accept connections");
+    let mut new = new.expect("redis-server does not start");
+    new.cli_options = ["-h", "127.0.0.2"].map(str::to_owned).into();
+    let hosts = Hosts(TempDir::new().unwrap());
+    hosts.set(&["127.0.0.1"]);
+    let service = hosts.start_service(old.port);
+    let mut visitor = Visitor::new();
+    assert_eq!(visitor.count(&service, "/").await, 1);
+    new.cli(&["REPLICAOF", "127.0.0.1", &old.port.to_string()]);
+    wait_for_replication(&old, &new).await;
+    drop(old);
+    assert_eq!(visitor.view(&service, "/").await.status, 503);
+    new.cli(&["REPLICAOF", "NO", "ONE"]);
+    hosts.set(&["127.0.0.2"]);
+    assert_eq!(recovers(&service, &mut visitor, Instant::now(), RECOVERY).await.count(), 2);
 }
 
 #[tokio::test]
