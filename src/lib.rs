@@ -5,7 +5,7 @@
 //! [`program`] runs everything. [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]; the log goes to
 //! [`output`]. Nothing imports in the other direction. In the order in which to read them:
 //!
-//! 1. `main.rs` and [`program`]: the program, from its settings to its end.
+//! 1. `main.rs` and [`program`]: the program, from its settings to its end, and its threads.
 //! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
 //!    - `web/cookie.rs`, which reads and makes the cookie,
 //!    - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session,
@@ -32,6 +32,7 @@
 //! - All that changes a session goes through [`store::Store`], as a function from what it holds to what it is to hold.
 //! - Only `store/error.rs` and the script read texts of errors.
 //! - Nothing in `store/` knows HTTP.
+//! - A request stays on its connection's thread. What threads share is behind a lock that is held for moments.
 //!
 //! # Words
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
@@ -43,7 +44,8 @@
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it.
 //! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
-//! - *Connection*: the handle to Redis, which reconnects forever. *Link*: the fred client that it uses now.
+//! - *Connection*: a thread's handle to Redis, which reconnects forever. *Link*: the fred client that it uses now.
+//! - *Instance*: a process of the service, with a thread for each core.
 //! - *Renew*: give a session its full time to live.
 
 pub mod config;

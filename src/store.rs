@@ -14,6 +14,7 @@ mod retry;
 pub mod ttl;
 
 use fred::bytes::Bytes;
+use tokio::runtime::Handle;
 use tower_sessions::session::Id;
 use tracing::info;
 
@@ -26,7 +27,7 @@ use redis::RedisSessions;
 pub use retry::DEADLINE;
 use ttl::SessionTtl;
 
-/// The sessions. A clone is another handle on the same store.
+/// The sessions, for one thread. A clone is another handle on the same store.
 ///
 /// A session ends [`Config::session_ttl`] after its last view or save, and no more than 5 seconds later; or
 /// [`Config::session_max_age`] after it has begun. The store logs its failures itself.
@@ -40,21 +41,23 @@ enum Backend {
 }
 
 impl Store {
-    /// The store that the settings name. Redis need not be there yet: connecting goes on in the background.
-    pub fn open(config: &Config) -> Self {
+    /// The store that the settings name, for each of these threads' runtimes. Redis need not be there yet: connecting goes
+    /// on in the background.
+    pub fn open(config: &Config, threads: &[Handle]) -> Vec<Self> {
         let ttl = SessionTtl::new(config.session_ttl, config.session_max_age);
-        let backend = match &config.redis_url {
-            Some(redis) => Backend::Redis(RedisSessions::new(redis, ttl)),
+        match &config.redis_url {
+            Some(redis) => {
+                RedisSessions::open(redis, ttl, threads).map(|sessions| Self(Backend::Redis(sessions))).collect()
+            }
             None => {
                 info!(
                     "REDIS_URL is not set: sessions are kept in memory and are lost when the process exits; \
                      above {} MB the least recently used are dropped",
                     memory::MAX_BYTES / 1_000_000
                 );
-                Backend::Memory(MemorySessions::new(ttl))
+                vec![Self(Backend::Memory(MemorySessions::new(ttl))); threads.len()]
             }
-        };
-        Self(backend)
+        }
     }
 
     /// Begins a session. Returns its id, which is new, and its value, which [`Contents::decode`] reads.
@@ -111,7 +114,7 @@ impl Store {
         }
     }
 
-    /// Checks that a view could be counted now.
+    /// Checks that a view could be counted now, on any thread.
     ///
     /// # Errors
     /// If not: the store cannot be reached, does not answer or refuses.
@@ -122,7 +125,7 @@ impl Store {
         }
     }
 
-    /// Resolves when Redis is connected for the first time.
+    /// Resolves when Redis is connected for the first time, on all threads.
     ///
     /// # Errors
     /// The reason, if Redis rejects the settings.

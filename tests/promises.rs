@@ -52,6 +52,7 @@ mod platform {
     mod logs;
     mod settings;
     mod shutdown;
+    mod threads;
     mod unread;
 }
 

@@ -28,7 +28,8 @@ const NUMBER: &str = "number";
 pub fn serve() {
     let config = Config::try_parse_from(["cloud-run-sessions", "--rust-log=off"]).unwrap();
     runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        let store = Store::open(&config);
+        let runtime = runtime::Handle::current();
+        let store = Store::open(&config, std::slice::from_ref(&runtime)).remove(0);
         store.connected().await.unwrap();
         let sessions = Sessions::new(&store, &config);
         let routes = app::router(&store, &config)
@@ -36,7 +37,7 @@ pub fn serve() {
             .route("/change", counted(get(change), &sessions))
             .route("/fill", counted(get(fill), &sessions));
         let listener = TcpListener::bind(("127.0.0.1", config.port)).await.unwrap();
-        server::serve(listener, app::service(routes), std::future::pending()).await;
+        server::serve(listener, vec![(runtime, app::service(routes))], std::future::pending()).await;
     });
 }
 

@@ -1,6 +1,6 @@
 //! Other Rust programs: axum alone, and tower-sessions. Both as in their documentation, with tokio's
 //! default runtime and a pool of six connections; and both tuned for a machine whose two cores they
-//! share with wrk and Redis, with one thread and one connection, like the service.
+//! share with wrk and Redis, with one thread and one connection.
 
 use std::{collections::HashMap, env};
 

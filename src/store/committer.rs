@@ -1,4 +1,4 @@
-//! Vec<Waiting> sessions in Redis: each change exactly once, and many in one call (group commit).
+//! Changes sessions in Redis: each change exactly once, and many in one call (group commit).
 //!
 //! # Claim
 //! A change that is answered was applied exactly once: a view was counted, and its number was given to no other. What is
@@ -28,8 +28,14 @@
 //! If a call has no answer in time, nobody can tell.
 //!
 //! # Group commit
-//! One write of a session is in flight at a time. Vec<Waiting> that arrive meanwhile join its next write, and the writes of
+//! One write of a session is in flight at a time. Changes that arrive meanwhile join its next write, and the writes of
 //! many sessions share a call; see `pacing.rs`. A change never joins a write that was sent.
+//!
+//! # Threads
+//! Each thread has a committer with its own link and its own calls; [`Instance`] is what they share. The thread that gets a
+//! session's first change reads and writes the session until no change waits for it; what arrives on other threads
+//! meanwhile joins. So the process has one write of a session in flight, as if it had one thread, and is one instance to
+//! the protocol. A visitor's views may arrive on any thread.
 //!
 //! # Assumptions
 //! - Redis does not evict keys, and executes a command or script atomically.
@@ -90,7 +96,7 @@ pub type DataChange = Box<dyn FnMut(&mut Data) -> Result<(), Error> + Send>;
 pub enum Change {
     /// Counts a view of this path.
     View(Box<str>),
-    /// Vec<Waiting> the pages' own data. It may be called several times, each time with what another one left.
+    /// Changes the pages' own data. It may be called several times, each time with what another one left.
     Data(DataChange),
     /// Ends the session.
     End,
@@ -138,7 +144,7 @@ pub struct Applied {
 /// What became of a change; nothing if there is no such session.
 pub type Outcome = Result<Option<Applied>, Error>;
 
-/// Vec<Waiting> sessions. A clone is another handle on the same committer.
+/// Changes sessions. A clone is another handle on the same committer.
 #[derive(Debug)]
 pub struct Committer<R>(Arc<Shared<R>>);
 
@@ -148,31 +154,74 @@ impl<R> Clone for Committer<R> {
     }
 }
 
+/// What the committers of one process share.
 #[derive(Debug)]
-struct Shared<R> {
-    redis: R,
-    compare_and_set: Arc<CompareAndSet>,
-    ttl: SessionTtl,
-    /// The name of this instance in the values that it writes.
-    instance: u64,
+pub struct Instance {
+    /// Its name in the values that it writes.
+    name: u64,
     /// The number of its last write.
     writes: AtomicU64,
-    state: Mutex<State>,
+    /// Held for one session or one batch at a time. [`Queue`]'s lock may be taken under it, never the reverse.
+    sessions: Mutex<Sessions>,
     /// One permit for each change that waits or is in flight.
     permits: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Sessions {
     /// The sessions that are being read or written.
-    sessions: HashMap<Id, Session>,
-    /// Those whose value is known and that wait for the next call.
+    busy: HashMap<Id, Session>,
+    remembered: Remembered,
+}
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self {
+            name: rand::random(),
+            writes: AtomicU64::new(0),
+            sessions: Mutex::default(),
+            permits: Arc::new(Semaphore::new(MAX_CHANGES)),
+        }
+    }
+}
+
+impl Instance {
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let permit = || self.permits.clone().try_acquire_owned();
+        permit().or_else(|_| {
+            // Clients that have disconnected may hold some.
+            for session in self.sessions.lock().busy.values_mut() {
+                session.waiting.retain(Waiting::is_awaited);
+            }
+            permit().map_err(|_| Error::Overloaded)
+        })
+    }
+
+    /// The next write. Of one session, its number is higher than that of the write before, also if another thread made
+    /// that: the session has passed from thread to thread under the lock of `sessions`.
+    fn next_write(&self) -> Write {
+        Write { instance: self.name, number: self.writes.fetch_add(1, Relaxed) + 1 }
+    }
+}
+
+#[derive(Debug)]
+struct Shared<R> {
+    redis: R,
+    compare_and_set: Arc<CompareAndSet>,
+    ttl: SessionTtl,
+    instance: Arc<Instance>,
+    queue: Mutex<Queue>,
+}
+
+/// A thread's calls.
+#[derive(Debug, Default)]
+struct Queue {
+    /// The sessions whose value is known and that wait for the next call.
     ready: VecDeque<Id>,
     /// How many calls are in flight.
     calls: usize,
     /// The last call that ended, if it was answered.
     last: Option<LastCall>,
-    remembered: Remembered,
 }
 
 /// A session that is being read or written.
@@ -272,17 +321,10 @@ impl Draft {
 }
 
 impl<R: SendCommand> Committer<R> {
-    /// Vec<Waiting> the sessions in this Redis.
-    pub fn new(redis: R, compare_and_set: Arc<CompareAndSet>, ttl: SessionTtl) -> Self {
-        Self(Arc::new(Shared {
-            redis,
-            compare_and_set,
-            ttl,
-            instance: rand::random(),
-            writes: AtomicU64::new(0),
-            state: Mutex::default(),
-            permits: Arc::new(Semaphore::new(MAX_CHANGES)),
-        }))
+    /// Changes the sessions in this Redis, beside the instance's other committers. Its tasks run where it is called.
+    pub fn new(redis: R, compare_and_set: Arc<CompareAndSet>, ttl: SessionTtl, instance: &Arc<Instance>) -> Self {
+        let (instance, queue) = (instance.clone(), Mutex::default());
+        Self(Arc::new(Shared { redis, compare_and_set, ttl, instance, queue }))
     }
 
     /// Applies a change to a session, and renews the session.
@@ -292,7 +334,8 @@ impl<R: SendCommand> Committer<R> {
     pub async fn change(&self, id: Id, change: Change) -> Outcome {
         let shared = &self.0;
         let (request, outcome) = oneshot::channel();
-        let waiting = Waiting { change, count: Ok(0), request, since: Instant::now(), _permit: shared.permit()? };
+        let waiting =
+            Waiting { change, count: Ok(0), request, since: Instant::now(), _permit: shared.instance.permit()? };
         shared.enqueue(id, waiting);
         // A task answers every change, unless the runtime ends first.
         outcome.await.unwrap_or(Err(Error::Unanswered))
@@ -303,7 +346,7 @@ impl<R: SendCommand> Committer<R> {
     /// # Errors
     /// See [`super::Store::create`].
     pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
-        let Shared { redis, compare_and_set, ttl, state, .. } = &*self.0;
+        let Shared { redis, compare_and_set, ttl, instance, .. } = &*self.0;
         let created = until_answered(|send_by| async move {
             // Never an id that a client sent, nor that of an earlier attempt, whose session may exist if only its reply
             // was lost. That session stays unused.
@@ -314,7 +357,7 @@ impl<R: SendCommand> Committer<R> {
             Ok((id, value))
         });
         let (id, value) = created.await.of_repeatable()?;
-        state.lock().remembered.put(id, value.clone());
+        instance.sessions.lock().remembered.put(id, value.clone());
         Ok((id, value))
     }
 
@@ -384,48 +427,42 @@ impl<R: SendCommand> Committer<R> {
 
     /// Whether nothing waits or is in flight, and every permit has come back.
     pub fn is_idle(&self) -> bool {
-        let state = self.0.state.lock();
-        let is_empty = state.sessions.is_empty() && state.ready.is_empty() && state.calls == 0;
-        is_empty && self.0.permits.available_permits() == MAX_CHANGES
+        let Shared { instance, queue, .. } = &*self.0;
+        let is_idle = instance.sessions.lock().busy.is_empty() && instance.permits.available_permits() == MAX_CHANGES;
+        let queue = queue.lock();
+        is_idle && queue.ready.is_empty() && queue.calls == 0
     }
 }
 
 impl<R: SendCommand> Shared<R> {
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        let permit = || self.permits.clone().try_acquire_owned();
-        permit().or_else(|_| {
-            // Clients that have disconnected may hold some.
-            for session in self.state.lock().sessions.values_mut() {
-                session.waiting.retain(Waiting::is_awaited);
-            }
-            permit().map_err(|_| Error::Overloaded)
-        })
-    }
-
     /// Lets a change wait for the session's next write, and begins that if none is in flight.
     fn enqueue(self: &Arc<Self>, id: Id, waiting: Waiting) {
-        let mut state = self.state.lock();
-        if let Some(session) = state.sessions.get_mut(&id) {
+        let mut sessions = self.instance.sessions.lock();
+        let Sessions { busy, remembered } = &mut *sessions;
+        if let Some(session) = busy.get_mut(&id) {
             session.waiting.push(waiting);
             return;
         }
-        let remembered = state.remembered.take(&id);
-        if remembered.is_some() && state.remembered.is_trusted() {
-            let value = remembered.map(|bytes| Value { bytes, source: Source::Memory });
-            state.sessions.insert(id, Session { waiting: vec![waiting], value });
-            state.ready.push_back(id);
-            self.begin_call(&mut state);
+        let bytes = remembered.take(&id);
+        if bytes.is_some() && remembered.is_trusted() {
+            let value = bytes.map(|bytes| Value { bytes, source: Source::Memory });
+            busy.insert(id, Session { waiting: vec![waiting], value });
+            drop(sessions);
+            self.is_ready(id);
         } else {
-            state.sessions.insert(id, Session { waiting: vec![waiting], value: None });
-            tokio::spawn(self.clone().read(id, remembered, Source::Redis));
+            busy.insert(id, Session { waiting: vec![waiting], value: None });
+            drop(sessions);
+            tokio::spawn(self.clone().read(id, bytes, Source::Redis));
         }
     }
 
-    /// Begins one more call if there may be one.
-    fn begin_call(self: &Arc<Self>, state: &mut State) {
+    /// Lets a session wait for the next call, and begins one if there may be one more.
+    fn is_ready(self: &Arc<Self>, id: Id) {
+        let mut queue = self.queue.lock();
+        queue.ready.push_back(id);
         // Sessions that come one by one wait for no other.
-        if state.calls < if self.compare_and_set.takes_many() { pacing::max_calls(state.last) } else { usize::MAX } {
-            state.calls += 1;
+        if !self.compare_and_set.takes_many() || queue.calls < pacing::max_calls(queue.last) {
+            queue.calls += 1;
             tokio::spawn(self.clone().serve());
         }
     }
@@ -439,24 +476,23 @@ impl<R: SendCommand> Shared<R> {
     /// Reads a session, for its next write. `remembered` is what was remembered of it and not trusted.
     async fn read(self: Arc<Self>, id: Id, remembered: Option<Bytes>, source: Source) {
         let value = self.value(&id).await;
-        let mut state = self.state.lock();
+        let mut sessions = self.instance.sessions.lock();
         let outcome = match value {
             Ok(Some(bytes)) => {
                 if let Some(remembered) = remembered {
-                    state.remembered.learn(remembered == bytes);
+                    sessions.remembered.learn(remembered == bytes);
                 }
-                if let Some(session) = state.sessions.get_mut(&id) {
+                if let Some(session) = sessions.busy.get_mut(&id) {
                     session.value = Some(Value { bytes, source });
-                    state.ready.push_back(id);
-                    self.begin_call(&mut state);
+                    self.is_ready(id);
                 }
                 return;
             }
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
-        let session = state.sessions.remove(&id);
-        drop(state);
+        let session = sessions.busy.remove(&id);
+        drop(sessions);
         answer_all(session.unwrap_or_default().waiting, &outcome);
     }
 
@@ -471,16 +507,18 @@ impl<R: SendCommand> Shared<R> {
 
     /// Takes the sessions for the next call, with their values and changes.
     fn next_batch(&self) -> Option<Vec<(Id, Session)>> {
-        let mut state = self.state.lock();
+        let mut queue = self.queue.lock();
         let takes_many = self.compare_and_set.takes_many();
-        let size =
-            if takes_many { pacing::batch_size(state.ready.len(), state.last) } else { state.ready.len().min(1) };
-        if size == 0 || takes_many && state.calls > pacing::max_calls(state.last) {
-            state.calls -= 1;
+        let waiting = queue.ready.len();
+        let size = if takes_many { pacing::batch_size(waiting, queue.last) } else { waiting.min(1) };
+        if size == 0 || takes_many && queue.calls > pacing::max_calls(queue.last) {
+            queue.calls -= 1;
             return None;
         }
-        let ids: Vec<_> = state.ready.drain(..size).collect();
-        let take = |id| Some((id, mem::take(state.sessions.get_mut(&id)?)));
+        let ids: Vec<_> = queue.ready.drain(..size).collect();
+        drop(queue);
+        let mut sessions = self.instance.sessions.lock();
+        let take = |id| Some((id, mem::take(sessions.busy.get_mut(&id)?)));
         Some(ids.into_iter().filter_map(take).collect())
     }
 
@@ -520,7 +558,7 @@ impl<R: SendCommand> Shared<R> {
     fn draft(&self, id: Id, value: Value, mut changes: Vec<Waiting>, now: Now) -> Result<(Swap, Draft), Written> {
         changes.retain(Waiting::is_awaited);
         let Value { bytes: expected, source } = value;
-        let write = self.next_write();
+        let write = self.instance.next_write();
         let applied = Contents::decode(&id, &expected).and_then(|mut contents| {
             let replaced = contents.version();
             for Waiting { change, count, .. } in &mut changes {
@@ -552,24 +590,23 @@ impl<R: SendCommand> Shared<R> {
         Ok((Swap { id, expected, new, ttl }, Draft { write, replaced, source, takes_break, changes }))
     }
 
-    fn next_write(&self) -> Write {
-        Write { instance: self.instance, number: self.writes.fetch_add(1, Relaxed) + 1 }
-    }
-
     /// Answers the changes of sessions whose write has ended, and prepares their next writes.
     fn finish(self: &Arc<Self>, ended: Vec<(Id, Written, Draft)>, last: Option<LastCall>, is_outage: bool) {
         let mut answers = Vec::with_capacity(ended.len());
-        let mut state = self.state.lock();
-        state.last = last.or(state.last);
+        let last = {
+            let mut queue = self.queue.lock();
+            queue.last = last.or(queue.last);
+            queue.last
+        };
         for (id, written, Draft { source, takes_break, mut changes, .. }) in ended {
+            let mut sessions = self.instance.sessions.lock();
             match written {
                 _ if source != Source::Memory => {}
-                Written::Stored(_) => state.remembered.learn(true),
-                Written::NotStored(_) | Written::Gone => state.remembered.learn(false),
+                Written::Stored(_) => sessions.remembered.learn(true),
+                Written::NotStored(_) | Written::Gone => sessions.remembered.learn(false),
                 Written::Failed(_) => {}
             }
-            let waiting =
-                state.sessions.get_mut(&id).map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
+            let waiting = sessions.busy.get_mut(&id).map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
             let (value, waiting) = match written {
                 Written::Stored(value) => {
                     answers.extend(changes.into_iter().map(|waiting| {
@@ -578,8 +615,8 @@ impl<R: SendCommand> Shared<R> {
                         (waiting, outcome)
                     }));
                     if takes_break || source == Source::Conflict && !waiting.is_empty() {
-                        let turn = state.last.map_or(SHORTEST_TURN, |last| SHORTEST_TURN.max(2 * last.took));
-                        state.sessions.insert(id, Session { waiting, value: None });
+                        let turn = last.map_or(SHORTEST_TURN, |last| SHORTEST_TURN.max(2 * last.took));
+                        sessions.busy.insert(id, Session { waiting, value: None });
                         tokio::spawn(self.clone().give_way(id, value, if takes_break { BREAK } else { turn }));
                         continue;
                     }
@@ -602,17 +639,16 @@ impl<R: SendCommand> Shared<R> {
                     (None, waiting)
                 }
             };
-            self.go_on(&mut state, id, value, waiting);
+            self.go_on(&mut sessions, id, value, waiting);
         }
         if is_outage && self.compare_and_set.takes_many() {
-            // The same holds for all other sessions.
-            let State { ready, sessions, .. } = &mut *state;
-            ready.drain(..).for_each(|id| {
-                let session = sessions.remove(&id);
+            // The same holds for all other sessions of this thread.
+            let ready = mem::take(&mut self.queue.lock().ready);
+            for id in ready {
+                let session = self.instance.sessions.lock().busy.remove(&id);
                 refuse(session.map(|session| session.waiting).unwrap_or_default(), &mut answers);
-            });
+            }
         }
-        drop(state);
         answers.into_iter().for_each(|(waiting, outcome)| waiting.answer(outcome));
     }
 
@@ -620,34 +656,34 @@ impl<R: SendCommand> Shared<R> {
     async fn give_way(self: Arc<Self>, id: Id, value: Bytes, pause: Duration) {
         sleep(pause).await;
         {
-            let mut state = self.state.lock();
-            if state.sessions.get(&id).is_none_or(|session| session.waiting.is_empty()) {
-                return self.go_on(&mut state, id, Some((value, Source::Redis)), Vec::new());
+            let mut sessions = self.instance.sessions.lock();
+            if sessions.busy.get(&id).is_none_or(|session| session.waiting.is_empty()) {
+                return self.go_on(&mut sessions, id, Some((value, Source::Redis)), Vec::new());
             }
         }
         self.read(id, None, Source::Conflict).await;
     }
 
     /// Goes on with a session that is not in a call any more: with its next write if changes wait.
-    fn go_on(self: &Arc<Self>, state: &mut State, id: Id, value: Option<(Bytes, Source)>, waiting: Vec<Waiting>) {
+    fn go_on(self: &Arc<Self>, sessions: &mut Sessions, id: Id, value: Option<(Bytes, Source)>, waiting: Vec<Waiting>) {
+        let Sessions { busy, remembered } = sessions;
         match value {
             Some((bytes, _)) if waiting.is_empty() => {
-                state.sessions.remove(&id);
+                busy.remove(&id);
                 // An ended session is unknown again after a while.
                 if !contents::is_ended(&bytes) {
-                    state.remembered.put(id, bytes);
+                    remembered.put(id, bytes);
                 }
             }
             Some((bytes, source)) => {
-                state.sessions.insert(id, Session { waiting, value: Some(Value { bytes, source }) });
-                state.ready.push_back(id);
-                self.begin_call(state);
+                busy.insert(id, Session { waiting, value: Some(Value { bytes, source }) });
+                self.is_ready(id);
             }
             None if waiting.is_empty() => {
-                state.sessions.remove(&id);
+                busy.remove(&id);
             }
             None => {
-                state.sessions.insert(id, Session { waiting, value: None });
+                busy.insert(id, Session { waiting, value: None });
                 tokio::spawn(self.clone().read(id, None, Source::Redis));
             }
         }
@@ -685,7 +721,7 @@ mod tests {
 
     fn committer(script: Vec<(&'static str, Result<Reply, Error>)>) -> Committer<Server> {
         let ttl = SessionTtl::new(Duration::from_secs(60), None);
-        Committer::new(Server::new(script), Arc::new(CompareAndSet::new(ttl, false)), ttl)
+        Committer::new(Server::new(script), Arc::new(CompareAndSet::new(ttl, false)), ttl, &Arc::default())
     }
 
     /// The value of a session that has viewed `/` once.

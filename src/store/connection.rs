@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    mem,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -19,6 +20,7 @@ use fred::{
     util::redis_keyslot,
 };
 use futures_util::{future::try_join_all, try_join};
+use parking_lot::Mutex;
 use rand::Rng;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -35,6 +37,7 @@ use super::{
     error::{self, Error, code, is_unknown_host, rejection, without_arguments},
     retry::{UNRESPONSIVE, until_answered},
 };
+use crate::telemetry::warn_once_a_minute;
 
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +49,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_millis(800);
 /// defaults (15 s until the others give up a master). What is sent to that server meanwhile is kept in memory.
 const LONGEST_DOUBT: Duration = Duration::from_secs(30);
 
-/// A connection to Redis that reconnects for ever. A clone is another handle on the same one.
+/// A thread's connection to Redis, which reconnects for ever. A clone is another handle on the same one.
 ///
 /// What connects at a given moment is a *link*: one fred client, which is replaced when it fails.
 #[derive(Clone, Debug)]
@@ -54,7 +57,56 @@ pub struct Connection {
     state: Arc<watch::Sender<State>>,
     /// How many commands wait for a link or a reply.
     in_flight: Arc<AtomicUsize>,
+    log: Arc<Log>,
     is_clustered: bool,
+}
+
+/// The log of the connections of all threads. They are lost together as a rule, so it has one line when the first link is
+/// lost, and one when all are there.
+#[derive(Debug, Default)]
+pub struct Log(Mutex<Logged>);
+
+#[derive(Debug, Default)]
+struct Logged {
+    /// How many connections need a link.
+    unlinked: usize,
+    was_connected: bool,
+    /// Why one needs a link, as it was logged last; none once all have one.
+    reason: Option<String>,
+}
+
+impl Log {
+    /// A connection needs a link.
+    fn connecting(&self) {
+        self.0.lock().unlinked += 1;
+    }
+
+    /// It has one.
+    fn connected(&self) {
+        let mut logged = self.0.lock();
+        logged.unlinked -= 1;
+        let is_over = logged.unlinked == 0;
+        if is_over && (logged.reason.take().is_some() || !mem::replace(&mut logged.was_connected, true)) {
+            info!("connected to Redis");
+        } else {
+            debug!("connected to Redis");
+        }
+        if is_over {
+            error::outage_is_over();
+        }
+    }
+
+    /// Warns of what keeps a connection from having a link, unless the reason is known: another one is news if it
+    /// `is_telling`.
+    fn warn(&self, problem: &str, reason: &str, is_telling: bool) {
+        let mut logged = self.0.lock();
+        if logged.reason.as_ref().is_none_or(|known| is_telling && code(known) != code(reason)) {
+            warn!("{problem}: {reason}");
+            logged.reason = Some(reason.to_owned());
+        } else {
+            debug!("{problem}: {reason}");
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -94,10 +146,12 @@ impl State {
 
 impl Connection {
     /// Connects in the background, and has each server checked.
-    pub fn open(config: &Config, check: Arc<CompareAndSet>) -> Self {
+    pub fn open(config: &Config, check: Arc<CompareAndSet>, log: &Arc<Log>) -> Self {
         let connecting = State::Lost("not connected yet".to_owned());
         let state = Arc::new(watch::Sender::new(connecting));
-        let this = Self { state, in_flight: Arc::default(), is_clustered: config.server.is_clustered() };
+        let is_clustered = config.server.is_clustered();
+        let this = Self { state, in_flight: Arc::default(), log: log.clone(), is_clustered };
+        log.connecting();
         tokio::spawn(keep_connected(config.clone(), check, this.clone()));
         this
     }
@@ -154,8 +208,8 @@ impl Connection {
         })
     }
 
-    /// Resolves when there is a link.
-    async fn link(&self) -> Client {
+    /// Resolves when there is a link. Asks for one if it ended while it was idle.
+    pub async fn link(&self) -> Client {
         if let Some(link) = self.state.borrow().link() {
             return link.clone();
         }
@@ -295,26 +349,21 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 /// Connects, and reconnects whenever the link is lost: at once, then with backoff. A link that ends while it is idle is
 /// replaced once a command needs it: that is no news, and hosts bill commands, also those that connect.
 ///
-/// Logs one line when the link is lost, or in doubt, and one when there is a new one. In between it logs errors from
-/// Redis and its certificate, but not network failures.
+/// Logs when the link is lost, or in doubt, and when there is a new one; see [`Log`]. In between it logs errors from Redis
+/// and its certificate, but network failures at `debug` only.
 async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: Connection) {
-    let Connection { state, in_flight, .. } = connection;
-    let (mut known, mut was_connected) = (config.clone(), false);
-    let (mut logged, mut backoff) = (None, Duration::ZERO);
-    let mut was_idle = false;
+    let Connection { state, in_flight, log, .. } = connection;
+    let (mut known, mut was_connected, mut backoff) = (config.clone(), false, Duration::ZERO);
+    // The failure of which it was tried whether the URL's scheme is its reason.
+    let mut probed = None;
     // The task of a link in doubt, and since when.
     let mut doubted: Option<(ConnectHandle, Instant)> = None;
     loop {
         match connect(&known, &check, !was_connected).await {
             Ok((link, mut end)) => {
-                if was_idle && logged.is_none() {
-                    debug!("connected to Redis");
-                } else {
-                    info!("connected to Redis");
-                }
                 state.send_replace(State::Linked(link.clone()));
                 doubted.take().inspect(|(end, _)| end.abort());
-                error::outage_is_over();
+                log.connected();
                 let (reason, is_idle) = tokio::select! {
                     end = &mut end => {
                         let reason = why(end);
@@ -324,20 +373,19 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: C
                     }
                     reason = wait_for(&state, State::problem) => (reason, false),
                 };
-                (was_connected, logged, backoff) = (true, Some(reason.clone()), Duration::ZERO);
-                was_idle = is_idle;
+                (was_connected, backoff) = (true, Duration::ZERO);
                 if is_idle {
                     debug!("the idle connection to Redis has ended: {reason}");
-                    logged = None;
                 } else if state.borrow().link().is_some() {
-                    warn!("a server of the Redis Cluster fails, connecting anew: {reason}");
+                    log.warn("a server of the Redis Cluster fails, connecting anew", &reason, false);
                     doubted = Some((end, Instant::now()));
                 } else {
-                    warn!("the connection to Redis is lost: {reason}");
+                    log.warn("the connection to Redis is lost", &reason, false);
                     end.abort();
                 }
                 known = with_nodes(&config, &link);
                 wait_for(&state, |state| (!matches!(state, State::Idle)).then_some(())).await;
+                log.connecting();
             }
             Err(error) => {
                 let reason = without_arguments(error.details()).to_owned();
@@ -345,8 +393,9 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: C
                 let mut rejection = rejection(&reason);
                 if rejection.is_none() && !was_connected {
                     rejection = sentinel_rejection(&config).await;
-                    // Not before each attempt: it is one more connection.
-                    if rejection.is_none() && !is_reply && logged.as_ref() != Some(&reason) {
+                    // Once for each reason: it is one more connection.
+                    if rejection.is_none() && !is_reply && probed.as_ref() != Some(&reason) {
+                        probed = Some(reason.clone());
                         rejection = scheme_rejection(&config).await;
                     }
                 }
@@ -356,19 +405,15 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: C
                     state.send_replace(State::Rejected(rejection.clone()));
                     return;
                 }
-                let is_reply = is_reply || rejection.is_some();
-                let is_news = |logged: &String| is_reply && code(logged) != code(&reason);
-                if logged.as_ref().is_none_or(is_news) {
-                    warn!("Redis cannot be reached: {reason}");
-                    logged = Some(reason);
-                }
+                log.warn("Redis cannot be reached", &reason, is_reply || rejection.is_some());
                 backoff = LONGEST_BACKOFF.min(backoff * 4 / 3 + Duration::from_millis(1));
                 let is_of_no_use =
                     |(end, since): &mut (ConnectHandle, Instant)| end.is_finished() || since.elapsed() > LONGEST_DOUBT;
                 if let Some((end, _)) = doubted.take_if(is_of_no_use) {
                     end.abort();
-                    warn!("the connection to Redis is lost: a server of the Cluster has not come back");
-                    state.send_replace(State::Lost("a server of the Cluster has not come back".to_owned()));
+                    let reason = "a server of the Cluster has not come back";
+                    log.warn("the connection to Redis is lost", reason, true);
+                    state.send_replace(State::Lost(reason.to_owned()));
                 }
             }
         }
@@ -530,9 +575,9 @@ async fn check_server(link: &Client) -> Result<(), Error> {
     if let Some(policy) = field(&info, "maxmemory_policy")
         && policy != "noeviction"
     {
-        warn!(
-            "Redis evicts keys by the policy {policy} when it is full, and sessions or counts with them; set maxmemory-policy to noeviction"
-        );
+        // Each thread's connection finds this out.
+        let problem = "when it is full, and sessions or counts with them; set maxmemory-policy to noeviction";
+        warn_once_a_minute("eviction", format_args!("Redis evicts keys by the policy {policy} {problem}"));
     }
     if field(&info, "cluster_enabled") == Some("1") && !link.is_clustered() {
         let cluster = send(link, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);

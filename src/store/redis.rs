@@ -3,30 +3,43 @@
 use std::sync::Arc;
 
 use fred::{bytes::Bytes, types::config::Config};
+use futures_util::future::{join_all, select_all, try_join_all};
+use tokio::{runtime::Handle, time::timeout};
 use tower_sessions::session::Id;
 
 use super::{
-    committer::{Change, Committer, Outcome},
+    committer::{Change, Committer, Instance, Outcome},
     compare_and_set::CompareAndSet,
-    connection::Connection,
+    connection::{Connection, Log},
     contents::Contents,
     error::Error,
+    retry::PATIENCE,
     ttl::SessionTtl,
 };
 
-/// The sessions in one Redis. A clone is another handle on the same ones.
+/// The sessions in one Redis, for one thread. A clone is another handle on the same ones.
 #[derive(Clone, Debug)]
 pub struct RedisSessions {
     connection: Connection,
+    /// Those of all threads.
+    connections: Arc<[Connection]>,
     committer: Committer<Connection>,
 }
 
 impl RedisSessions {
-    /// The sessions in this Redis. Connecting goes on in the background.
-    pub fn new(redis: &Config, ttl: SessionTtl) -> Self {
-        let compare_and_set = Arc::new(CompareAndSet::new(ttl, redis.server.is_clustered()));
-        let connection = Connection::open(redis, compare_and_set.clone());
-        Self { committer: Committer::new(connection.clone(), compare_and_set, ttl), connection }
+    /// The sessions in this Redis, for each of these threads. Connecting goes on in the background.
+    pub fn open(redis: &Config, ttl: SessionTtl, threads: &[Handle]) -> impl Iterator<Item = Self> {
+        let (instance, log) = (Arc::<Instance>::default(), Arc::<Log>::default());
+        let opened = threads.iter().map(|thread| {
+            let _entered = thread.enter();
+            let compare_and_set = Arc::new(CompareAndSet::new(ttl, redis.server.is_clustered()));
+            let connection = Connection::open(redis, compare_and_set.clone(), &log);
+            (connection.clone(), Committer::new(connection, compare_and_set, ttl, &instance))
+        });
+        let opened: Vec<_> = opened.collect();
+        let connections: Arc<[_]> = opened.iter().map(|(connection, _)| connection.clone()).collect();
+        let sessions = move |(connection, committer)| Self { connection, connections: connections.clone(), committer };
+        opened.into_iter().map(sessions)
     }
 
     /// See [`super::Store::create`].
@@ -53,18 +66,21 @@ impl RedisSessions {
         self.committer.change_id(old, change).await.inspect_err(Error::report)
     }
 
-    /// See [`super::Store::ready`].
+    /// See [`super::Store::ready`]. Only this thread's connection is asked by a command, which hosts bill; the others need
+    /// a link.
     pub async fn ready(&self) -> Result<(), Error> {
-        self.connection.accepts_views().await
+        self.connection.accepts_views().await?;
+        let all_linked = join_all(self.connections.iter().map(Connection::link));
+        timeout(PATIENCE, all_linked).await.map(drop).map_err(|_| Error::Unreached)
     }
 
     /// See [`super::Store::connected`].
     pub async fn connected(&self) -> Result<(), String> {
-        self.connection.connected().await
+        try_join_all(self.connections.iter().map(Connection::connected)).await.map(drop)
     }
 
     /// See [`super::Store::rejected`].
     pub async fn rejected(&self) -> String {
-        self.connection.rejected().await
+        select_all(self.connections.iter().map(|connection| Box::pin(connection.rejected()))).await.0
     }
 }

@@ -2,9 +2,11 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     io::{self, ErrorKind},
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
+    task::Context,
     time::Duration,
 };
 
@@ -26,6 +28,7 @@ use hyper_util::{
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpSocket},
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     time::sleep,
 };
@@ -110,7 +113,8 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it.
+/// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it. Each connection is served on one of these
+/// threads' runtimes, by its service: on the one that has the fewest, though few connections stay together.
 ///
 /// A connection is closed if its first request does not arrive within 20 s, a later one within 650 s, and one that has
 /// begun to arrive within 20 s. It is closed if its client takes nothing of a response for 20 s, so a body must produce
@@ -121,7 +125,7 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 ///
 /// At `shutdown` it stops accepting connections, closes idle ones, answers requests in flight, and returns. It does
 /// not wait for clients that have not sent a request yet.
-pub async fn serve<S>(listener: TcpListener, service: S, shutdown: impl Future<Output = ()>)
+pub async fn serve<S>(listener: TcpListener, threads: Vec<(Handle, S)>, shutdown: impl Future<Output = ()>)
 where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -137,11 +141,17 @@ where
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW);
 
-    let connections = Connections::new();
+    let connections = Connections::new(threads.len());
+    let accept_on_a_thread = |context: &mut Context<'_>| {
+        let thread = connections.next_thread();
+        // The stream's events go to the runtime that is entered.
+        let _entered = threads[thread].0.enter();
+        listener.poll_accept(context).map_ok(|(stream, _)| (stream, thread))
+    };
     let accept = async {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, thread) = match poll_fn(accept_on_a_thread).await {
+                Ok(accepted) => accepted,
                 Err(error) if is_of_peer(&error) => continue,
                 Err(error) => {
                     warn_once_a_minute("accept", format_args!("cannot accept connections: {error}"));
@@ -152,8 +162,9 @@ where
             };
             // Responses are written in one piece, so nothing is gained by gathering them.
             let _ = stream.set_nodelay(true);
-            let place = connections.place().await;
+            let place = connections.place(thread).await;
             let stream = Stream::new(stream, place.activity.clone());
+            let (runtime, service) = &threads[thread];
             let (activity, service) = (place.activity.clone(), service.clone());
             let on_request = service_fn(move |request: hyper::Request<Incoming>| {
                 let Some(pending) = activity.begin(request.version()) else {
@@ -171,7 +182,7 @@ where
                 Either::Right(response.map_ok(|response| response.map(|body| pending.respond(body))))
             });
             let connection = Box::pin(http.serve_connection(TokioIo::new(stream), on_request).into_owned());
-            tokio::spawn(place.hold(connection, |connection| connection.as_mut().graceful_shutdown()));
+            runtime.spawn(place.hold(connection, |connection| connection.as_mut().graceful_shutdown()));
         }
     };
     tokio::select! {

@@ -38,7 +38,7 @@ pub use pages::serve;
 pub use proxy::{Proxy, behind_proxy, behind_proxy_as};
 pub use redis::{Redis, wait_for_replication};
 pub use sentinel::{Sentinels, sentinel, sentinel_with};
-pub use service::{Service, libfaketime, libnss_wrapper, program, run};
+pub use service::{Service, libfaketime, libnss_wrapper, one_core, program, run, threads};
 pub use tls::Authority;
 pub use visitor::{Answer, Port, Visitor, session_id};
 

@@ -196,6 +196,11 @@ pub struct Monitor<'a> {
 impl Monitor<'_> {
     /// The commands since the last call, in the order of execution.
     pub fn commands(&mut self) -> Vec<String> {
+        self.commands_by_client().into_iter().map(|(_, command)| command).collect()
+    }
+
+    /// The same, with the address of each one's client.
+    pub fn commands_by_client(&mut self) -> Vec<(String, String)> {
         const MARK: &str = "\"ECHO\" \"end of the commands\"";
         self.redis.cli(&["ECHO", "end of the commands"]);
         self.lines
@@ -204,7 +209,10 @@ impl Monitor<'_> {
             .take_while(|line| !line.ends_with(MARK))
             .filter(|line| !line.contains(" lua] "))
             // 1700000000.000000 [0 127.0.0.1:50000] "EVALSHA" …
-            .map(|line| line.split_once("] ").unwrap().1.to_owned())
+            .map(|line| {
+                let (from, command) = line.split_once("] ").unwrap();
+                (from.rsplit(' ').next().unwrap().to_owned(), command.to_owned())
+            })
             .collect()
     }
 }

@@ -1,7 +1,7 @@
 //! The service's program.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader, Read},
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -47,6 +47,20 @@ pub fn program<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Co
     let mut program = Command::new(env::var("PROGRAM").unwrap_or(built));
     program.env_clear().env("PORT", "0").envs(settings);
     program
+}
+
+/// The same on one core, where it has one thread.
+pub fn one_core<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Command {
+    let program = program(settings);
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0"]).arg(program.get_program()).env_clear();
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
+/// The threads that serve, and so the connections to Redis.
+pub fn threads() -> usize {
+    thread::available_parallelism().unwrap().get().min(16)
 }
 
 /// The library in Debian's package faketime.
@@ -138,6 +152,20 @@ impl Service {
 
     pub fn id(&self) -> u32 {
         self.process.0.id()
+    }
+
+    /// The number of bytes that the program has not read yet, on all its clients' connections.
+    pub fn unread(&self) -> u64 {
+        let port = format!(":{:04X}", self.port);
+        // IPv4 clients of a listener that is for IPv6 too are in the latter file.
+        let files = ["/proc/net/tcp", "/proc/net/tcp6"].map(|file| fs::read_to_string(file).unwrap_or_default());
+        let sockets = files.iter().flat_map(|file| file.lines()).filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            // local address, remote address, state (01: established), send queue:receive queue
+            let is_ours = fields[1].ends_with(&port) && fields[3] == "01";
+            is_ours.then(|| u64::from_str_radix(fields[4].split_once(':').unwrap().1, 16).unwrap())
+        });
+        sockets.sum()
     }
 
     /// Sends a signal by name, as `kill` does.

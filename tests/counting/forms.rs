@@ -7,7 +7,7 @@ use tower_sessions::Session;
 
 use cloud_run_sessions::web::{app::with_session, error::Error};
 
-use crate::common::{Dialect, Form, Proxy, Redis, Service, Visitor, eventually, serve, session_id};
+use crate::common::{Dialect, Form, Proxy, Redis, Service, Visitor, eventually, one_core, serve, session_id, threads};
 
 /// Starts the service on this server.
 fn on(dialect: &Dialect) -> Service {
@@ -23,6 +23,8 @@ async fn the_form_is_found_at_connecting() {
     for form in Form::ALL {
         let redis = Redis::start();
         let dialect = Dialect::start(&redis, form).await;
+        // One thread, since each one's connection finds it out.
+        let on = |dialect: &Dialect| Service::launch(&mut one_core([("REDIS_URL", dialect.url().as_str())]));
         let service = on(&dialect);
         let mut visitor = Visitor::new();
         visitor.view(&service, "/").await;
@@ -95,7 +97,10 @@ async fn scripts_are_forbidden() {
             let sets = commands.iter().filter(|command| **command == "SET IFEQ").count();
             assert_eq!(sets, VISITORS, "{form:?}: {commands:?}");
         }
-        assert_eq!(scripts, 1, "{form:?}: a script was tried {scripts} times");
+        assert!(
+            (1..=threads()).contains(&scripts),
+            "{form:?}: a script was tried {scripts} times, at most once a thread"
+        );
     }
 }
 

@@ -243,11 +243,12 @@ async fn count(waiting: TcpStream) -> u64 {
     count.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Waits until the service has read all requests so far. It is single-threaded and accepts connections
-/// in order, so they are read before this one is answered.
+/// Waits until the service has read all requests so far. It accepts connections in order, so theirs are accepted before
+/// this one.
 async fn wait_until_all_are_read(service: &Service) {
     let live = Visitor::new().view(service, "/health/live").await;
     assert_eq!(live.status, 200);
+    eventually("all requests are read", async || (service.unread() == 0).then_some(())).await;
 }
 
 /// Waits until the service has no more than this number of connections.

@@ -2,7 +2,6 @@
 //! flight, closes its Redis connections and exits with 0, well within the 10 s that Cloud Run allows.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::TcpStream,
     process::Stdio,
@@ -37,21 +36,6 @@ fn read_answer(stream: &mut TcpStream, end: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// The number of bytes that the service has not read yet, on all its connections.
-fn unread(service: &Service) -> u64 {
-    let port = format!(":{:04X}", service.port);
-    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
-    sockets
-        .lines()
-        .filter_map(|line| {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            // local address, remote address, state (01: established), send queue:receive queue
-            let ours = fields[1].ends_with(&port) && fields[3] == "01";
-            ours.then(|| u64::from_str_radix(fields[4].split_once(':').unwrap().1, 16).unwrap())
-        })
-        .sum()
-}
-
 #[tokio::test]
 async fn requests_in_flight_are_answered() {
     const VIEWS: usize = 40;
@@ -68,7 +52,7 @@ async fn requests_in_flight_are_answered() {
         for stream in &mut streams {
             stream.write_all(VIEW).unwrap();
         }
-        eventually("the service has read all views", async || (unread(&service) == 0).then_some(())).await;
+        eventually("the service has read all views", async || (service.unread() == 0).then_some(())).await;
 
         let begin = Instant::now();
         service.signal(signal);
@@ -128,7 +112,7 @@ async fn incomplete_requests_are_not_waited_for() {
         .collect();
     redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     view.write_all(VIEW).unwrap();
-    eventually("the service has read everything", async || (unread(&service) == 0).then_some(())).await;
+    eventually("the service has read everything", async || (service.unread() == 0).then_some(())).await;
     service.signal("TERM");
     eventually("connections are refused", async || TcpStream::connect(("127.0.0.1", service.port)).err()).await;
     // Incomplete requests are dropped sooner than this; a complete one is still answered.

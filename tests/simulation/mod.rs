@@ -11,9 +11,10 @@
 //!
 //! # Files
 //! - `events.rs`: what can happen, and how a seed makes a history of it.
-//! - `world.rs`: instances, visitors, the network and Redis, and what an event does to them. Its `Way` sends a committer's
-//!   commands, each with its fate: [`SendCommand::send`](cloud_run_sessions::store::compare_and_set::SendCommand::send) is
-//!   all that is replaced in the service.
+//! - `world.rs`: instances of two threads, visitors, the network and Redis, and what an event does to them. Its `Way` sends
+//!   a committer's commands, each with its fate:
+//!   [`SendCommand::send`](cloud_run_sessions::store::compare_and_set::SendCommand::send) is all that is replaced in the
+//!   service.
 //! - `model.rs`, `lua.rs`: Redis's commands, and its script.
 //! - `truth.rs`: what must hold. It knows what Redis holds, decoded as tower-sessions-redis-store does, and what requests
 //!   were answered, and nothing of the committer.
@@ -191,7 +192,7 @@ fn commands_stay_few() {
         println!("{ifeq:?}: {of_one}, over two instances {of_one_over_two}; of 1000 visitors {of_thousand}");
         assert!(of_one <= 5, "1000 views of a visitor cost {of_one} commands");
         assert!(of_one_over_two <= 15, "1000 views of a visitor over two instances cost {of_one_over_two} commands");
-        assert!(of_thousand <= 1005, "views of 1000 visitors cost {of_thousand} commands");
+        assert!(of_thousand <= 1010, "views of 1000 visitors cost {of_thousand} commands");
     }
 }
 
@@ -207,7 +208,7 @@ fn contend(ifeq: Ifeq, distances: &[u32]) -> Vec<(u64, u64, Duration)> {
         let (id, instances) = world::world(|world| (world.visitors[0].id.unwrap(), world.instances.clone()));
         // Each has written the session before: an instance cannot know of one that has not.
         for instance in &instances {
-            instance.committer.change(id, Change::View("/".into())).await.unwrap();
+            instance.committer().change(id, Change::View("/".into())).await.unwrap();
         }
         let begin = Instant::now();
         let local = LocalSet::new();
@@ -216,7 +217,7 @@ fn contend(ifeq: Ifeq, distances: &[u32]) -> Vec<(u64, u64, Duration)> {
             local.spawn_local(async move {
                 while begin.elapsed() < Duration::from_secs(10) {
                     let since = Instant::now();
-                    let outcome = instance.committer.change(id, Change::View("/".into())).await;
+                    let outcome = instance.committer().change(id, Change::View("/".into())).await;
                     {
                         let (answered, failed, slowest) = &mut tallies.borrow_mut()[place];
                         *if outcome.is_ok() { answered } else { failed } += 1;

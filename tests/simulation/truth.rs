@@ -487,7 +487,8 @@ impl World {
 
     /// Nothing is left over: no permit, no count, no item, no end.
     pub fn judge_end(&mut self) {
-        let are_idle = self.instances.iter().all(|instance| instance.committer.is_idle());
+        let threads = self.instances.iter().flat_map(|instance| &instance.threads);
+        let are_idle = threads.into_iter().all(|(_, committer)| committer.is_idle());
         must!(self, are_idle, "an instance is not idle after all requests");
         if self.truth.has_lost_writes {
             return;

@@ -43,6 +43,7 @@ pub struct World {
     /// How many instances were started.
     started: usize,
     pub visitors: Vec<Visitor>,
+    requests: usize,
     /// How many items pages have added.
     items: u64,
     /// When the history began.
@@ -125,9 +126,12 @@ impl World {
         self.started += 1;
         let way = Way { instance: self.started, distance: self.distances[place] };
         let ttl = SessionTtl::new(TTL, None);
-        let compare_and_set = Arc::new(CompareAndSet::new(ttl, self.server.is_clustered));
-        let committer = Committer::new(way, compare_and_set.clone(), ttl);
-        let instance = Instance { way, compare_and_set, committer };
+        let shared = Arc::default();
+        let threads = [(); 2].map(|()| {
+            let compare_and_set = Arc::new(CompareAndSet::new(ttl, self.server.is_clustered));
+            (compare_and_set.clone(), Committer::new(way, compare_and_set, ttl, &shared))
+        });
+        let instance = Instance { way, threads };
         instance.check();
         instance
     }
@@ -265,7 +269,7 @@ async fn view(visitor: usize, path: &'static str, instance: Instance, patience: 
     }
     let mut contents = Contents::default();
     contents.count(path).unwrap();
-    let created = timeout(patience.min(DEADLINE), instance.committer.create(&contents)).await;
+    let created = timeout(patience.min(DEADLINE), instance.committer().create(&contents)).await;
     world(|world| {
         if let Ok(Ok((new, _))) = &created {
             world.truth.begin(*new);
@@ -283,7 +287,7 @@ async fn view(visitor: usize, path: &'static str, instance: Instance, patience: 
 pub async fn view_session(id: Id, path: &'static str, instance: Instance, patience: Duration) -> bool {
     let before = world(|world| world.before(id));
     let change = Change::View(path.into());
-    let outcome = timeout(patience.min(DEADLINE), instance.committer.change(id, change)).await.ok();
+    let outcome = timeout(patience.min(DEADLINE), instance.committer().change(id, change)).await.ok();
     let is_over = matches!(outcome, Some(Ok(None)));
     world(|world| world.judge_view(id, path, &before, instance.way.instance, outcome));
     !is_over
@@ -295,7 +299,7 @@ async fn add(id: Id, item: u64, instance: Instance, patience: Duration, fails: b
         add_item(data, item)?;
         if fails { Err(Error::Mismatched) } else { Ok(()) }
     }));
-    let outcome = timeout(patience.min(DEADLINE), instance.committer.change(id, change)).await.ok();
+    let outcome = timeout(patience.min(DEADLINE), instance.committer().change(id, change)).await.ok();
     world(|world| world.judge_item(id, item, &before, instance.way.instance, outcome));
 }
 
@@ -308,7 +312,7 @@ fn add_item(data: &mut Data, item: u64) -> Result<(), Error> {
 async fn end(visitor: usize, id: Id, instance: Instance) {
     let before = world(|world| world.before(id));
     world(|world| world.truth.ends_begun.insert(id, Instant::now()));
-    let outcome = timeout(DEADLINE, instance.committer.change(id, Change::End)).await.ok();
+    let outcome = timeout(DEADLINE, instance.committer().change(id, Change::End)).await.ok();
     world(|world| {
         if let Some(Ok(Some(_))) = outcome {
             world.leave(visitor, id, None);
@@ -321,7 +325,7 @@ async fn change_id(visitor: usize, id: Id, item: u64, instance: Instance, patien
     let before = world(|world| world.before(id));
     world(|world| world.truth.ends_begun.insert(id, Instant::now()));
     let add = |contents: &mut Contents| contents.change(|data| add_item(data, item));
-    let outcome = timeout(patience.min(DEADLINE), instance.committer.change_id(&id, add)).await.ok();
+    let outcome = timeout(patience.min(DEADLINE), instance.committer().change_id(&id, add)).await.ok();
     world(|world| {
         if let Some(Ok(Some((new, _)))) = &outcome {
             world.leave(visitor, id, Some(*new));
@@ -332,7 +336,7 @@ async fn change_id(visitor: usize, id: Id, item: u64, instance: Instance, patien
 
 async fn read(id: Id, instance: Instance) {
     let before = world(|world| world.before(id));
-    let value = instance.committer.read(&id).await;
+    let value = instance.committer().read(&id).await;
     world(|world| world.judge_read(id, &before, instance.way.instance, value));
 }
 
@@ -346,18 +350,29 @@ impl World {
     }
 }
 
+/// An instance of two threads, as the committers see it: tasks take turns, but only where they wait.
 #[derive(Clone)]
 pub struct Instance {
     pub way: Way,
-    compare_and_set: Arc<CompareAndSet>,
-    pub committer: Committer<Way>,
+    pub threads: [(Arc<CompareAndSet>, Committer<Way>); 2],
 }
 
 impl Instance {
-    /// Checks the server, as the connection does when it connects.
+    /// Checks the server, as each thread's connection does when it connects.
     fn check(&self) {
-        let Self { way, compare_and_set, .. } = self.clone();
-        tokio::spawn(async move { compare_and_set.check(&way, Instant::now() + DEADLINE).await });
+        for (compare_and_set, _) in self.threads.clone() {
+            let way = self.way;
+            tokio::spawn(async move { compare_and_set.check(&way, Instant::now() + DEADLINE).await });
+        }
+    }
+
+    /// The committer of the thread that gets the next request: each in turn.
+    pub fn committer(&self) -> &Committer<Way> {
+        let requests = world(|world| {
+            world.requests += 1;
+            world.requests
+        });
+        &self.threads[requests % self.threads.len()].1
     }
 }
 
