@@ -86,6 +86,8 @@ async fn recovers(service: &Service, visitor: &mut Visitor, since: Instant, prom
     .await;
     assert!(since.elapsed() < promise, "recovered after {:?}", since.elapsed());
     println!("{}: recovered after {:?}", test_name(), since.elapsed());
+    // All threads are connected, and the log says so.
+    service.wait_until_ready().await;
     answer
 }
 
@@ -290,7 +292,8 @@ async fn a_connection_dies_silently() {
 async fn an_idle_connection_is_closed() {
     const ENDED: &str = "the idle connection to Redis has ended";
     let redis = Redis::start();
-    let service = Service::start([("REDIS_URL", redis.url().as_str()), ("RUST_LOG", "debug")]);
+    // One thread, so that each connection in the log is the same one.
+    let service = Service::launch(&mut one_core([("REDIS_URL", redis.url().as_str()), ("RUST_LOG", "debug")]));
     let mut visitor = Visitor::new();
     for n in 1..=4 {
         assert_eq!(visitor.count(&service, "/").await, n as u64);
