@@ -2,6 +2,7 @@
 //! flight, closes its Redis connections and exits with 0, well within the 10 s that Cloud Run allows.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::TcpStream,
     process::Stdio,
