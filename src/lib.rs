@@ -25,7 +25,7 @@
 //!
 //! What is `pub` is for the program, for services that are built on it as in `examples/`, and for the tests.
 //!
-//! `.cargo/` applies profile-guided optimization to release builds; `benches/profile` makes the profile.
+//! `profile/` applies profile-guided optimization to the image's program.
 //!
 //! # Rules
 //! - Only [`store::contents`] knows how a value is built. Pages cannot reach the service's own entry in it.

@@ -64,9 +64,6 @@ fn main() {
             peer => peers::serve(peer),
         };
     }
-    if !builds::is_plain() {
-        return builds::run_plain();
-    }
     builds::build_image();
     programs::install_express();
     let redis = Redis::start("redis-server");
