@@ -17,6 +17,8 @@ mod tls;
 mod visitor;
 
 use std::{
+    fs,
+    io::{self, Write},
     iter,
     net::TcpListener,
     process::{Child, Command, ExitStatus},
@@ -58,6 +60,24 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
         assert!(begin.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Whether the limit of open files allows a test to hold this many connections. If not, says that the test is left out.
+pub fn may_connect(times: u64) -> bool {
+    /// Files that a test has open besides.
+    const OTHERS: u64 = 100;
+    let limits = fs::read_to_string("/proc/self/limits").unwrap();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    // The soft limit: a number, or "unlimited".
+    let limit = limit.split_whitespace().next().unwrap().parse().unwrap_or(u64::MAX);
+    let has_room = times + OTHERS <= limit;
+    if !has_room {
+        // Written past the test harness, which shows what is printed only if a test fails.
+        let test = thread::current();
+        let test = test.name().unwrap();
+        writeln!(io::stderr(), "left out: {test} needs {} open files, the limit is {limit}", times + OTHERS).unwrap();
+    }
+    has_room
 }
 
 /// A process that is killed when this value is dropped.

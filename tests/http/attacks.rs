@@ -21,7 +21,7 @@ use crate::common::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PING, PREFACE, REQUEST, RST_STREAM, SETTINGS,
         WINDOW_UPDATE, frame, read_frame,
     },
-    program,
+    may_connect, program,
 };
 
 /// A client that does nothing useful is closed after that.
@@ -93,6 +93,9 @@ fn fill(stream: &mut TcpStream, bytes: &[u8]) {
 
 #[tokio::test]
 async fn clients_that_never_read_hold_little_and_are_closed() {
+    if !may_connect(1000) {
+        return;
+    }
     let service = Service::start([]);
     let before = connections(&service);
     let requests = VIEW.repeat(100);
@@ -124,6 +127,9 @@ fn connect_http2(service: &Service, settings: &[u8]) -> TcpStream {
 
 #[tokio::test]
 async fn http2_clients_that_take_nothing_hold_little_and_are_closed() {
+    if !may_connect(1000) {
+        return;
+    }
     let service = Service::start([]);
     let before = connections(&service);
     // No response may be sent: SETTINGS_INITIAL_WINDOW_SIZE is 0.
@@ -185,6 +191,9 @@ fn a_client_that_takes_too_little_is_told() {
 
 #[tokio::test]
 async fn a_visitor_gets_in_beside_5000_idle_connections() {
+    if !may_connect(1500) {
+        return;
+    }
     let service = Service::start([]);
     let mut regular = Visitor::new();
     assert_eq!(regular.count(&service, "/").await, 1);
