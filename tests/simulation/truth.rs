@@ -395,6 +395,7 @@ impl World {
         let fails = matches!(outcome, Some(Err(Error::Mismatched)));
         let kind = if fails { "a failing item" } else { "an item" };
         match self.judge_outcome(id, before, instance, outcome, kind) {
+            None | Some(None) if fails => {}
             None | Some(None) => _ = self.truth.visit(id).unanswered.insert(item),
             Some(Some(applied)) => {
                 let seen = self.decode(id, &applied.value);
