@@ -1,0 +1,23 @@
+//! Error texts of Redis and of fred: arguments of a command, which may be secret, are not repeated.
+
+#![no_main]
+
+use cloud_run_sessions::store::Error;
+use libfuzzer_sys::fuzz_target;
+use tower_sessions::session_store;
+
+const ARGUMENTS: &str = ", with args";
+
+fuzz_target!(|text: &str| {
+    let error = Error::from(session_store::Error::Backend(text.to_owned()));
+    let shown = error.to_string();
+    assert!(!shown.contains(ARGUMENTS), "{shown}");
+    // What was refused says so in words of Redis; of all else, nothing is shown.
+    match error {
+        Error::Refused(reason) => {
+            assert!(text.contains(&reason) && reason.starts_with(|char: char| char.is_ascii_uppercase()))
+        }
+        Error::Unreached | Error::Unanswered => {}
+        other => panic!("{other:?}"),
+    }
+});
