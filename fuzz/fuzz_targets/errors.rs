@@ -3,13 +3,13 @@
 #![no_main]
 
 use cloud_run_sessions::store::Error;
+use fred::error::ErrorKind;
 use libfuzzer_sys::fuzz_target;
-use tower_sessions::session_store;
 
 const ARGUMENTS: &str = ", with args";
 
 fuzz_target!(|text: &str| {
-    let error = Error::from(session_store::Error::Backend(text.to_owned()));
+    let error = Error::from(fred::error::Error::new(ErrorKind::Unknown, text.to_owned()));
     let shown = error.to_string();
     assert!(!shown.contains(ARGUMENTS), "{shown}");
     // What was refused says so in words of Redis; of all else, nothing is shown.

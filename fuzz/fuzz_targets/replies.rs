@@ -10,14 +10,14 @@ use cloud_run_sessions::store::{
     compare_and_set::{CompareAndSet, SendCommand, Swap, Swapped},
     ttl::SessionTtl,
 };
-use fred::{bytes::Bytes, types::Value};
+use fred::{bytes::Bytes, error::ErrorKind, types::Value};
 use futures_util::FutureExt;
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
     fuzz_target,
 };
 use tokio::time::Instant;
-use tower_sessions::{session::Id, session_store};
+use tower_sessions::session::Id;
 
 #[derive(Arbitrary, Clone, Debug, PartialEq)]
 enum Reply {
@@ -69,7 +69,7 @@ impl Reply {
                     Refusal::Forbidden => "NOPERM no".to_owned(),
                     Refusal::Other(text) => text,
                 };
-                return Err(session_store::Error::Backend(text).into());
+                return Err(fred::error::Error::new(ErrorKind::Unknown, text).into());
             }
         })
     }

@@ -563,6 +563,20 @@ mod tests {
     }
 
     #[test]
+    fn data_of_every_length_is_passed_over() {
+        for length in [0, 15, 16, 31, 32, 255, 256, 65_535, 65_536] {
+            let pairs = (0..length).map(|key| (key.to_string(), json!(null))).collect();
+            for value in [json!("x".repeat(length)), json!(vec![0; length]), Value::Object(pairs)] {
+                let data = Data::from([("a".to_owned(), value)]);
+                let record = Record { id: ID, data: data.clone(), expiry_date: EXPIRY };
+                let value = rmp_serde::to_vec(&record).unwrap();
+                let decoded = Contents::decode(&ID, &value).and_then(|contents| contents.data());
+                assert!(decoded == Ok(data), "of {length}");
+            }
+        }
+    }
+
+    #[test]
     fn the_entry_can_be_anywhere() {
         let own = Data::from([("a".to_owned(), json!([1, {"b": null}])), ("z".to_owned(), json!("last"))]);
         for (entries, version, count) in [(vec![], 0, 1), (vec![json!([7, [1, 2], {"/": 5}])], 7, 6)] {
@@ -629,6 +643,15 @@ mod tests {
         ] {
             let contents = Contents { version, writes: names(writes), ..Contents::default() };
             assert_eq!(contents.fate(write, REPLACED), expected, "version {version}, writes {writes:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_shared_once_a_second_instance_writes_it() {
+        let mut contents = Contents::default();
+        for (instance, is_shared) in [(1, false), (1, false), (2, true), (1, true)] {
+            contents.sign(Write { instance, number: contents.version() + 1 });
+            assert_eq!(contents.is_shared(), is_shared, "{contents:?}");
         }
     }
 

@@ -1,7 +1,5 @@
 //! What a store can fail with. Only this file reads the texts of Redis's and fred's errors.
 
-use tower_sessions::session_store;
-
 use super::contents::{KEY, MAX_BYTES, MAX_DEPTH};
 use crate::telemetry;
 
@@ -211,22 +209,6 @@ impl From<fred::error::Error> for Error {
     }
 }
 
-impl From<session_store::Error> for Error {
-    fn from(error: session_store::Error) -> Self {
-        match error {
-            session_store::Error::Backend(text) => Self::read(&text),
-            // Its text may contain the session's data.
-            _ => Self::Refused("ERR a session's record cannot be read or written".to_owned()),
-        }
-    }
-}
-
-impl From<Error> for session_store::Error {
-    fn from(error: Error) -> Self {
-        Self::Backend(error.to_string())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,6 +221,43 @@ mod tests {
         for text in ["IO: Connection closed.", "Canceled: Canceled.", "Timeout: Request timed out", "Unknown: "] {
             assert!(matches!(Error::read(text), Error::Unanswered), "{text}");
         }
+    }
+
+    #[test]
+    fn kinds_of_refusals_are_told_apart() {
+        for (text, expected) in [
+            ("NOSCRIPT No matching script.", "script"),
+            ("ERR syntax error", "option"),
+            ("OOM command not allowed when used memory > 'maxmemory'.", "full"),
+            ("NOPERM this user has no permissions to run the 'getex' command", "forbidden"),
+            ("ERR unknown command 'GETEX'", "forbidden"),
+            ("CROSSSLOT Keys in request don't hash to the same slot", "several keys"),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", "passing"),
+            ("ERR value is not an integer or out of range", ""),
+        ] {
+            let error = Error::refused(text);
+            let kinds = [
+                (error.is_unknown_script(), "script"),
+                (error.is_unknown_option(), "option"),
+                (error.is_full(), "full"),
+                (error.is_forbidden(), "forbidden"),
+                (error.is_of_several_keys(), "several keys"),
+                (error.is_passing(), "passing"),
+            ];
+            let kinds: Vec<_> = kinds.iter().filter(|(is, _)| *is).map(|(_, kind)| *kind).collect();
+            assert_eq!(kinds.join(", "), expected, "{text}");
+        }
+        assert!(Error::Unreached.is_passing() && !Error::Unanswered.is_passing());
+    }
+
+    #[test]
+    fn servers_and_hosts_that_will_not_do_are_known() {
+        for code in ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"] {
+            assert!(is_unfit_server(&format!("{code} for now")), "{code}");
+        }
+        assert!(!is_unfit_server("OOM command not allowed"));
+        assert!(is_unknown_host("failed to lookup address information: Name or service not known"));
+        assert!(!is_unknown_host("Connection refused (os error 111)"));
     }
 
     #[test]

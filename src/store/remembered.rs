@@ -101,6 +101,14 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_is_replaced_takes_no_room() {
+        let mut remembered = Remembered::default();
+        remembered.put(Id(1), value(100));
+        (0..100_000).for_each(|_| remembered.put(Id(2), value(100)));
+        assert_eq!(remembered.take(&Id(1)), Some(value(100)));
+    }
+
+    #[test]
     fn trust_follows_what_was_right() {
         let mut remembered = Remembered::default();
         let mut after = |was_right: &[bool]| {
