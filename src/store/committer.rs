@@ -699,7 +699,7 @@ fn without_effect(error: Error) -> Error {
     }
 }
 
-/// Refuses these changes, because Redis is out of reach. None is left.
+/// Refuses these changes, because Redis is unreachable. None is left.
 fn refuse(waiting: Vec<Waiting>, answers: &mut Vec<(Waiting, Outcome)>) -> Vec<Waiting> {
     answers.extend(waiting.into_iter().map(|waiting| (waiting, Err(Error::Unreached))));
     Vec::new()

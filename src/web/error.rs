@@ -41,13 +41,13 @@ pub enum Error {
     #[error("this page is counted when you open it, not when your browser prefetches it")]
     Prefetch,
     /// The view was not counted: the store could not be reached, or refused.
-    #[error("your session is temporarily unavailable, please try again")]
+    #[error("your session cannot be reached, please try again")]
     NotCounted,
     /// The view may have been counted: the store did not answer.
-    #[error("your session is temporarily unavailable, please try again")]
+    #[error("your session cannot be reached, please try again")]
     MaybeCounted,
     /// The page could not read or write the session's data, or the session layer could not save it.
-    #[error("your session is temporarily unavailable, please try again")]
+    #[error("your session cannot be reached, please try again")]
     Session,
     /// The session was ended just now, or goes on under another id, which the browser does not have yet.
     #[error("your session has just changed, please try again")]
@@ -56,7 +56,7 @@ pub enum Error {
     #[error("your session is full")]
     TooLarge,
     /// There was no answer within [`DEADLINE`].
-    #[error("your session is temporarily unavailable, please try again")]
+    #[error("your session cannot be reached, please try again")]
     Late,
 }
 

@@ -265,7 +265,7 @@ async fn an_error_page_links_back() {
     redis.expect_ok(&["CONFIG", "SET", "maxmemory", "1"]);
     browser.open(&service, "/foo").await;
     let sentence = browser.text("h1").await;
-    assert!(sentence.contains("out of reach"), "{sentence}");
+    assert!(sentence.contains("cannot be reached"), "{sentence}");
     assert_eq!(browser.text("[aria-current]").await, "/foo");
     redis.expect_ok(&["CONFIG", "SET", "maxmemory", "0"]);
     browser.follow("main a").await;

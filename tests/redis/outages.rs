@@ -25,7 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// The time from the return of Redis until pages are available.
 const RECOVERY: Duration = Duration::from_secs(2);
 
-const SENTENCE: &str = "your session is temporarily unavailable, please try again";
+const SENTENCE: &str = "your session cannot be reached, please try again";
 
 fn assert_503(response: &Answer, content_type: &str) {
     assert_eq!(response.status, 503, "{response:?}");

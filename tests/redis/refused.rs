@@ -185,8 +185,8 @@ async fn one_master_of_a_cluster() {
 
 /// Restricts the user ada to the rights that the README names, changed by these. The tests are another user.
 fn restrict(redis: &mut Redis, change: &[&str]) {
-    let readme = include_str!("../../README.md");
-    let line = readme.lines().find(|line| line.starts_with("ACL SETUSER sessions ")).unwrap();
+    let docs = include_str!("../../docs/deploy.md");
+    let line = docs.lines().find(|line| line.starts_with("ACL SETUSER sessions ")).unwrap();
     let rights = line.split(' ').skip(3).map(|right| if right.starts_with('>') { ">hunter2" } else { right });
     let rights: Vec<_> = rights.chain(change.iter().copied()).collect();
     redis.expect_ok(&["ACL", "SETUSER", "admin", "on", ">admin", "~*", "&*", "+@all"]);
