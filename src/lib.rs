@@ -16,7 +16,7 @@
 //!    - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
 //!      [`store::compare_and_set`], with its script; `pacing.rs` decides how many sessions share a call, `remembered.rs`
 //!      keeps the values that were written last, `retry.rs` sends again.
-//!    - `store/connection.rs`: connecting; `store/addresses.rs`: to which address; `store/error.rs`: reading the error
+//!    - `store/redis_link.rs`: connecting; `store/addresses.rs`: to which address; `store/error.rs`: reading the error
 //!      texts of Redis and fred; `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
 //! 4. [`web::error`]: the status code and text of each error; [`web::server`]: listener, limits and shutdown;
 //!    `web/connections.rs`: which clients' connections may stay; `web/leftover.rs`: what clients send and no page reads;
@@ -44,7 +44,7 @@
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it.
 //! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
-//! - *Connection*: a thread's handle to Redis, which reconnects forever. *Link*: the fred client that it uses now.
+//! - *Connection*: a client's. *Link*: a thread's handle to Redis, which reconnects forever, with one fred client after another.
 //! - *Instance*: a process of the service, with a thread for each core.
 //! - *Renew*: give a session its full time to live.
 

@@ -3,12 +3,12 @@
 mod addresses;
 pub mod committer;
 pub mod compare_and_set;
-mod connection;
 pub mod contents;
 mod error;
 mod memory;
 mod pacing;
 mod redis;
+mod redis_link;
 mod remembered;
 mod retry;
 pub mod ttl;

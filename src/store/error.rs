@@ -147,8 +147,8 @@ pub(super) fn rejection(details: &str) -> Option<String> {
     let has = |part: &str| details.contains(part);
     let what = match code(details) {
         "ERR" if passes(details) => return None,
-        "WRONGPASS" | "NOAUTH" => "the password is refused",
-        "ERR" if has("AUTH") => "the password is refused",
+        "WRONGPASS" | "NOAUTH" => "Redis rejected the password",
+        "ERR" if has("AUTH") => "Redis rejected the password",
         "ERR" if has("unknown command") && has_word(details, "SENTINEL") => "the server is not a Sentinel",
         "ERR" if has("No such master") => NO_SERVICE,
         "ERR" if has("cluster support disabled") => "the server is not a Redis Cluster",
@@ -169,7 +169,7 @@ pub(super) fn rejection(details: &str) -> Option<String> {
             }
             let (_, cause) = details.split_once("InvalidCertificate(")?;
             let cause = cause.trim_end_matches(") }");
-            return Some(format!("the certificate does not verify: {cause}"));
+            return Some(format!("the certificate could not be verified: {cause}"));
         }
     };
     Some(format!("{what}: {details}"))

@@ -10,9 +10,9 @@ use tower_sessions::session::Id;
 use super::{
     committer::{Change, Committer, Instance, Outcome},
     compare_and_set::CompareAndSet,
-    connection::{Connection, Log},
     contents::Contents,
     error::Error,
+    redis_link::{Log, RedisLink},
     retry::PATIENCE,
     ttl::SessionTtl,
 };
@@ -20,10 +20,10 @@ use super::{
 /// The sessions in one Redis, for one thread. A clone is another handle on the same ones.
 #[derive(Clone, Debug)]
 pub struct RedisSessions {
-    connection: Connection,
+    link: RedisLink,
     /// Those of all threads.
-    connections: Arc<[Connection]>,
-    committer: Committer<Connection>,
+    links: Arc<[RedisLink]>,
+    committer: Committer<RedisLink>,
 }
 
 impl RedisSessions {
@@ -33,12 +33,12 @@ impl RedisSessions {
         let opened = threads.iter().map(|thread| {
             let _entered = thread.enter();
             let compare_and_set = Arc::new(CompareAndSet::new(ttl, redis.server.is_clustered()));
-            let connection = Connection::open(redis, compare_and_set.clone(), &log);
-            (connection.clone(), Committer::new(connection, compare_and_set, ttl, &instance))
+            let link = RedisLink::open(redis, compare_and_set.clone(), &log);
+            (link.clone(), Committer::new(link, compare_and_set, ttl, &instance))
         });
         let opened: Vec<_> = opened.collect();
-        let connections: Arc<[_]> = opened.iter().map(|(connection, _)| connection.clone()).collect();
-        let sessions = move |(connection, committer)| Self { connection, connections: connections.clone(), committer };
+        let links: Arc<[_]> = opened.iter().map(|(link, _)| link.clone()).collect();
+        let sessions = move |(link, committer)| Self { link, links: links.clone(), committer };
         opened.into_iter().map(sessions)
     }
 
@@ -66,21 +66,21 @@ impl RedisSessions {
         self.committer.change_id(old, change).await.inspect_err(Error::report)
     }
 
-    /// See [`super::Store::ready`]. Only this thread's connection is asked by a command, which hosts bill; the others need
+    /// See [`super::Store::ready`]. Only this thread's link is asked by a command, which hosts bill; the others need
     /// a link.
     pub async fn ready(&self) -> Result<(), Error> {
-        self.connection.accepts_views().await?;
-        let all_linked = join_all(self.connections.iter().map(Connection::link));
+        self.link.accepts_views().await?;
+        let all_linked = join_all(self.links.iter().map(RedisLink::client));
         timeout(PATIENCE, all_linked).await.map(drop).map_err(|_| Error::Unreached)
     }
 
     /// See [`super::Store::connected`].
     pub async fn connected(&self) -> Result<(), String> {
-        try_join_all(self.connections.iter().map(Connection::connected)).await.map(drop)
+        try_join_all(self.links.iter().map(RedisLink::connected)).await.map(drop)
     }
 
     /// See [`super::Store::rejected`].
     pub async fn rejected(&self) -> String {
-        select_all(self.connections.iter().map(|connection| Box::pin(connection.rejected()))).await.0
+        select_all(self.links.iter().map(|link| Box::pin(link.rejected()))).await.0
     }
 }

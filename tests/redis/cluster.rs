@@ -317,7 +317,7 @@ async fn ready_means_all_masters() {
 async fn a_master_stays_frozen() {
     /// How long a link in doubt is used.
     const LONGEST_DOUBT: Duration = Duration::from_secs(30);
-    const GIVEN_UP: &str = "the connection to Redis is lost: a server of the Cluster has not come back";
+    const GIVEN_UP: &str = "the connection to Redis is lost: a Redis Cluster node did not recover";
     let cluster = Cluster::start().await;
     for master in &cluster.masters {
         // Else it serves nobody once a master has failed.

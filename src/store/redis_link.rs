@@ -1,4 +1,4 @@
-//! The connection to Redis: connecting, reconnecting, and sending commands.
+//! A thread's link to Redis: connecting, reconnecting, and sending commands.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -45,38 +45,38 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest pause between attempts to connect. It is reached after about 20 attempts in 3 s.
 const LONGEST_BACKOFF: Duration = Duration::from_millis(800);
 
-/// How long a Cluster's link is used while a server does not answer: longer than a failover takes with Redis's
+/// How long a Cluster's client is used while a server does not answer: longer than a failover takes with Redis's
 /// defaults (15 s until the others give up a master). What is sent to that server meanwhile is kept in memory.
 const LONGEST_DOUBT: Duration = Duration::from_secs(30);
 
-/// A thread's connection to Redis, which reconnects for ever. A clone is another handle on the same one.
+/// A thread's link to Redis, which reconnects forever. A clone is another handle on the same one.
 ///
-/// What connects at a given moment is a *link*: one fred client, which is replaced when it fails.
+/// It uses one fred client at a time, and replaces that when it fails.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub struct RedisLink {
     state: Arc<watch::Sender<State>>,
-    /// How many commands wait for a link or a reply.
+    /// How many commands wait for a client or a reply.
     in_flight: Arc<AtomicUsize>,
     log: Arc<Log>,
     is_clustered: bool,
 }
 
-/// The log of the connections of all threads. They are lost together as a rule, so it has one line when the first link is
+/// The log of the links of all threads. Their clients are lost together as a rule, so it has one line when the first client is
 /// lost, and one when all are there.
 #[derive(Debug, Default)]
 pub struct Log(Mutex<Logged>);
 
 #[derive(Debug, Default)]
 struct Logged {
-    /// How many connections need a link.
+    /// How many links need a client.
     unlinked: usize,
     was_connected: bool,
-    /// Why one needs a link, as it was logged last; none once all have one.
+    /// Why one needs a client, as it was logged last; none once all have one.
     reason: Option<String>,
 }
 
 impl Log {
-    /// A connection needs a link.
+    /// A link needs a client.
     fn connecting(&self) {
         self.0.lock().unlinked += 1;
     }
@@ -96,7 +96,7 @@ impl Log {
         }
     }
 
-    /// Warns of what keeps a connection from having a link, unless the reason is known: another one is news if it
+    /// Warns of what keeps a link from having a client, unless the reason is known: another one is news if it
     /// `is_telling`.
     fn warn(&self, problem: &str, reason: &str, is_telling: bool) {
         let mut logged = self.0.lock();
@@ -112,10 +112,10 @@ impl Log {
 #[derive(Debug)]
 enum State {
     Linked(Client),
-    /// In a Cluster: linked, but one server fails, for this reason. The link serves the other servers' sessions until
-    /// there is a new link.
+    /// In a Cluster: linked, but one server fails, for this reason. The client serves the other servers' sessions until
+    /// there is a new client.
     Doubted(Client, String),
-    /// The link ended while no command waited for it, as hosts end idle connections. The next command asks for a new one.
+    /// The client ended while no command waited for it, as hosts end idle connections. The next command asks for a new one.
     Idle,
     /// Not connected, for this reason.
     Lost(String),
@@ -124,18 +124,18 @@ enum State {
 }
 
 impl State {
-    fn link(&self) -> Option<&Client> {
+    fn client(&self) -> Option<&Client> {
         match self {
-            Self::Linked(link) | Self::Doubted(link, _) => Some(link),
+            Self::Linked(client) | Self::Doubted(client, _) => Some(client),
             Self::Idle | Self::Lost(_) | Self::Rejected(_) => None,
         }
     }
 
-    fn uses(&self, link: &Client) -> bool {
-        self.link().is_some_and(|current| current.id() == link.id())
+    fn uses(&self, client: &Client) -> bool {
+        self.client().is_some_and(|current| current.id() == client.id())
     }
 
-    /// Why a new link is needed, if so.
+    /// Why a new client is needed, if so.
     fn problem(&self) -> Option<String> {
         match self {
             Self::Lost(reason) | Self::Doubted(_, reason) => Some(reason.clone()),
@@ -144,7 +144,7 @@ impl State {
     }
 }
 
-impl Connection {
+impl RedisLink {
     /// Connects in the background, and has each server checked.
     pub fn open(config: &Config, check: Arc<CompareAndSet>, log: &Arc<Log>) -> Self {
         let connecting = State::Lost("not connected yet".to_owned());
@@ -162,9 +162,10 @@ impl Connection {
     /// As for [`until_answered`], if one does not.
     pub async fn accepts_views(&self) -> Result<(), Error> {
         let ask = |send_by| {
-            self.attempt(send_by, async move |link: Client| {
-                let asked =
-                    keys_on_all_servers(&link).into_iter().map(|key| CompareAndSet::ask_to_write(&link, send_by, key));
+            self.attempt(send_by, async move |client: Client| {
+                let asked = keys_on_all_servers(&client)
+                    .into_iter()
+                    .map(|key| CompareAndSet::ask_to_write(&client, send_by, key));
                 try_join_all(asked).await.map(drop)
             })
         };
@@ -180,18 +181,18 @@ impl Connection {
         let _in_flight = InFlight::begin(&self.in_flight);
         // Commands wait here, where they are dropped with their requests. fred would queue them without a bound, and
         // send them later.
-        let link = timeout_at(send_by, self.link()).await;
-        let link = link.map_err(|_| Error::Unreached)?;
+        let client = timeout_at(send_by, self.client()).await;
+        let client = client.map_err(|_| Error::Unreached)?;
         if Instant::now() >= send_by {
             return Err(Error::Unreached);
         }
         let reply = tokio::select! {
             biased;
-            reply = command(link.clone()) => reply.map_err(E::into),
-            // fred may miss that a link is lost, and keep a command that is sent after that.
-            () = self.lost(&link) => Err(Error::Unanswered),
+            reply = command(client.clone()) => reply.map_err(E::into),
+            // fred may miss that a client is lost, and keep a command that is sent after that.
+            () = self.lost(&client) => Err(Error::Unanswered),
             () = sleep(UNRESPONSIVE) => {
-                self.give_up(&link, &format!("no answer within {UNRESPONSIVE:?}"));
+                self.give_up(&client, &format!("no answer within {UNRESPONSIVE:?}"));
                 Err(Error::Unanswered)
             }
         };
@@ -201,17 +202,17 @@ impl Connection {
                 // A server that was all of a Cluster is so no more.
                 if error::is_unfit_server(&reason) || self.is_clustered && code(&reason) == "MOVED" =>
             {
-                self.give_up(&link, &reason);
+                self.give_up(&client, &reason);
                 Error::Unreached
             }
             error => error,
         })
     }
 
-    /// Resolves when there is a link. Asks for one if it ended while it was idle.
-    pub async fn link(&self) -> Client {
-        if let Some(link) = self.state.borrow().link() {
-            return link.clone();
+    /// Resolves when there is a client. Asks for one if it ended while it was idle.
+    pub async fn client(&self) -> Client {
+        if let Some(client) = self.state.borrow().client() {
+            return client.clone();
         }
         self.state.send_if_modified(|state| {
             let is_idle = matches!(state, State::Idle);
@@ -220,28 +221,28 @@ impl Connection {
             }
             is_idle
         });
-        wait_for(&self.state, |state| state.link().cloned()).await
+        wait_for(&self.state, |state| state.client().cloned()).await
     }
 
-    /// Resolves when this link is no longer used.
-    async fn lost(&self, link: &Client) {
-        let is_lost = |state: &State| (!state.uses(link)).then_some(());
+    /// Resolves when this client is no longer used.
+    async fn lost(&self, client: &Client) {
+        let is_lost = |state: &State| (!state.uses(client)).then_some(());
         wait_for(&self.state, is_lost).await
     }
 
-    /// Asks for a new link in place of this one, if it is in use and not in doubt already.
-    fn give_up(&self, link: &Client, reason: &str) {
+    /// Asks for a new client in place of this one, if it is in use and not in doubt already.
+    fn give_up(&self, client: &Client, reason: &str) {
         self.state.send_if_modified(|state| {
-            let is_news = matches!(state, State::Linked(_)) && state.uses(link);
+            let is_news = matches!(state, State::Linked(_)) && state.uses(client);
             if is_news {
                 let reason = reason.to_owned();
-                *state = if self.is_clustered { State::Doubted(link.clone(), reason) } else { State::Lost(reason) };
+                *state = if self.is_clustered { State::Doubted(client.clone(), reason) } else { State::Lost(reason) };
             }
             is_news
         });
     }
 
-    /// Resolves when there is a link, or Redis rejects a setting before it was ever connected: then with the reason.
+    /// Resolves when there is a client, or Redis rejects a setting before it was ever connected: then with the reason.
     pub async fn connected(&self) -> Result<(), String> {
         let connected = |state: &State| match state {
             State::Linked(_) | State::Doubted(..) | State::Idle => Some(Ok(())),
@@ -261,7 +262,7 @@ impl Connection {
     }
 }
 
-/// A command that waits for a link or a reply.
+/// A command that waits for a client or a reply.
 struct InFlight<'a>(&'a AtomicUsize);
 
 impl<'a> InFlight<'a> {
@@ -277,7 +278,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-impl SendCommand for Connection {
+impl SendCommand for RedisLink {
     async fn send(
         &self,
         send_by: Instant,
@@ -285,11 +286,11 @@ impl SendCommand for Connection {
         key: Option<usize>,
         arguments: Vec<Value>,
     ) -> Result<Value, Error> {
-        self.attempt(send_by, |link| async move { send(&link, command, key, arguments).await }).await
+        self.attempt(send_by, |client| async move { send(&client, command, key, arguments).await }).await
     }
 }
 
-/// A link that is not in use yet.
+/// A client that is not in use yet.
 impl SendCommand for Client {
     async fn send(
         &self,
@@ -303,22 +304,24 @@ impl SendCommand for Client {
 }
 
 async fn send(
-    link: &Client,
+    client: &Client,
     command: &'static str,
     key: Option<usize>,
     arguments: Vec<Value>,
 ) -> Result<Value, RedisError> {
     // fred 10.1 ignores ClusterHash::Offset in custom commands.
-    let key = key.filter(|_| link.is_clustered()).and_then(|key| arguments.get(key)?.as_bytes());
+    let key = key.filter(|_| client.is_clustered()).and_then(|key| arguments.get(key)?.as_bytes());
     let node = key.map_or(ClusterHash::Random, |key| ClusterHash::Custom(redis_keyslot(key)));
-    link.custom(CustomCommand::new_static(command, node, false), arguments).await
+    client.custom(CustomCommand::new_static(command, node, false), arguments).await
 }
 
 /// Keys that no session has, one on each master.
-fn keys_on_all_servers(link: &Client) -> Vec<String> {
+fn keys_on_all_servers(client: &Client) -> Vec<String> {
     /// A master with a single slot is found with a probability of 99.7 %.
     const TRIES: u32 = 100_000;
-    let Some(cluster) = link.cached_cluster_state().filter(|_| link.is_clustered()) else { return vec![no_session(0)] };
+    let Some(cluster) = client.cached_cluster_state().filter(|_| client.is_clustered()) else {
+        return vec![no_session(0)];
+    };
     let masters = cluster.unique_primary_nodes().len();
     let mut keys = HashMap::with_capacity(masters);
     for key in (0..TRIES).map(no_session) {
@@ -346,27 +349,27 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
     }
 }
 
-/// Connects, and reconnects whenever the link is lost: at once, then with backoff. A link that ends while it is idle is
+/// Connects, and reconnects whenever the client is lost: at once, then with backoff. A client that ends while it is idle is
 /// replaced once a command needs it: that is no news, and hosts bill commands, also those that connect.
 ///
-/// Logs when the link is lost, or in doubt, and when there is a new one; see [`Log`]. In between it logs errors from Redis
+/// Logs when the client is lost, or in doubt, and when there is a new one; see [`Log`]. In between it logs errors from Redis
 /// and its certificate, but network failures at `debug` only.
-async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: Connection) {
-    let Connection { state, in_flight, log, .. } = connection;
+async fn keep_connected(config: Config, check: Arc<CompareAndSet>, link: RedisLink) {
+    let RedisLink { state, in_flight, log, .. } = link;
     let (mut known, mut was_connected, mut backoff) = (config.clone(), false, Duration::ZERO);
     // The failure of which it was tried whether the URL's scheme is its reason.
     let mut probed = None;
-    // The task of a link in doubt, and since when.
+    // The task of a client in doubt, and since when.
     let mut doubted: Option<(ConnectHandle, Instant)> = None;
     loop {
         match connect(&known, &check, !was_connected).await {
-            Ok((link, mut end)) => {
-                state.send_replace(State::Linked(link.clone()));
+            Ok((client, mut end)) => {
+                state.send_replace(State::Linked(client.clone()));
                 doubted.take().inspect(|(end, _)| end.abort());
                 log.connected();
                 let (reason, is_idle) = tokio::select! {
                     end = &mut end => {
-                        let reason = why(end);
+                        let reason = close_reason(end);
                         let is_idle = in_flight.load(Relaxed) == 0;
                         state.send_replace(if is_idle { State::Idle } else { State::Lost(reason.clone()) });
                         (reason, is_idle)
@@ -376,14 +379,14 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: C
                 (was_connected, backoff) = (true, Duration::ZERO);
                 if is_idle {
                     debug!("the idle connection to Redis has ended: {reason}");
-                } else if state.borrow().link().is_some() {
-                    log.warn("a server of the Redis Cluster fails, connecting anew", &reason, false);
+                } else if state.borrow().client().is_some() {
+                    log.warn("a Redis Cluster node is failing, reconnecting", &reason, false);
                     doubted = Some((end, Instant::now()));
                 } else {
                     log.warn("the connection to Redis is lost", &reason, false);
                     end.abort();
                 }
-                known = with_nodes(&config, &link);
+                known = with_nodes(&config, &client);
                 wait_for(&state, |state| (!matches!(state, State::Idle)).then_some(())).await;
                 log.connecting();
             }
@@ -411,7 +414,7 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: C
                     |(end, since): &mut (ConnectHandle, Instant)| end.is_finished() || since.elapsed() > LONGEST_DOUBT;
                 if let Some((end, _)) = doubted.take_if(is_of_no_use) {
                     end.abort();
-                    let reason = "a server of the Cluster has not come back";
+                    let reason = "a Redis Cluster node did not recover";
                     log.warn("the connection to Redis is lost", reason, true);
                     state.send_replace(State::Lost(reason.to_owned()));
                 }
@@ -424,26 +427,26 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, connection: C
 }
 
 /// Connects, and checks that the server accepts writes; when it is the first time, also what else sessions need. Returns
-/// the link, and a handle that resolves when it ends.
+/// the client, and a handle that resolves when it ends.
 ///
-/// Each link is a fred client of its own: once fred 10.1 has lost a connection, its counts of queued commands
+/// Each time it is a new client: once fred 10.1 has lost a connection, its counts of queued commands
 /// are wrong, and it holds back what it should send. Without a reconnection policy, fred neither keeps nor
-/// repeats a command whose connection is lost, but fails it at once; repeating is [`Connection::ask`]'s part.
+/// repeats a command whose connection is lost, but fails it at once; `retry.rs` repeats it.
 async fn connect(
     config: &Config,
     check: &CompareAndSet,
     is_first: bool,
 ) -> Result<(Client, ConnectHandle), RedisError> {
     let config = reachable(config).await;
-    let (link, mut end) = match init(&config).await {
+    let (client, mut end) = match init(&config).await {
         Err(error) if is_unknown_host(error.details()) => init_despite(error, config).await,
         linked => linked,
     }?;
     let check_all = async {
         let send_by = Instant::now() + CONNECT_TIMEOUT;
-        check.check(&link, send_by).await?;
+        check.check(&client, send_by).await?;
         if is_first {
-            try_join!(check.check_rights(&link, send_by), check_server(&link))?;
+            try_join!(check.check_rights(&client, send_by), check_server(&client))?;
         }
         Ok(())
     };
@@ -454,19 +457,19 @@ async fn connect(
             Error::Refused(reason) => RedisError::new(ErrorKind::Unknown, reason),
             error => RedisError::new(ErrorKind::IO, error.to_string()),
         }),
-        end = &mut end => Err(RedisError::new(ErrorKind::IO, why(end))),
+        end = &mut end => Err(RedisError::new(ErrorKind::IO, close_reason(end))),
         () = sleep(CONNECT_TIMEOUT) => Err(RedisError::new(ErrorKind::Timeout, "no answer")),
     };
     if checked.is_err() {
         end.abort();
     }
-    checked.map(|()| (link, end))
+    checked.map(|()| (client, end))
 }
 
 async fn init(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
-    let link = client(config)?;
-    let end = link.init().await?;
-    Ok((link, end))
+    let client = new_client(config)?;
+    let end = client.init().await?;
+    Ok((client, end))
 }
 
 /// Connects to a Cluster of one master that does not know its own address, as when no other server has met it. Then
@@ -493,8 +496,8 @@ async fn masters(config: &Config) -> Option<(Server, BTreeSet<(String, String)>)
     let ServerConfig::Clustered { hosts, .. } = &config.server else { return None };
     for server in hosts {
         let alone = Config { server: ServerConfig::Centralized { server: server.clone() }, ..config.clone() };
-        let Ok((link, end)) = init(&alone).await else { continue };
-        let slots = send(&link, "CLUSTER", None, vec!["SLOTS".into()]).await;
+        let Ok((client, end)) = init(&alone).await else { continue };
+        let slots = send(&client, "CLUSTER", None, vec!["SLOTS".into()]).await;
         end.abort();
         let Ok(Value::Array(slots)) = slots else { continue };
         // Of each range: its first and last slot, then its servers, the master first: host, port, id, …
@@ -509,7 +512,7 @@ async fn masters(config: &Config) -> Option<(Server, BTreeSet<(String, String)>)
     None
 }
 
-fn client(config: &Config) -> Result<Client, RedisError> {
+fn new_client(config: &Config) -> Result<Client, RedisError> {
     Builder::from_config(config.clone())
         .with_connection_config(|connection| {
             connection.connection_timeout = CONNECT_TIMEOUT;
@@ -532,10 +535,10 @@ async fn sentinel_rejection(config: &Config) -> Option<String> {
         let (username, password) = (username.clone(), password.clone());
         let server = ServerConfig::Centralized { server };
         let sentinel = Config { server, username, password, database: None, ..config.clone() };
-        if let Err(error) = client(&sentinel).ok()?.init().await
+        if let Err(error) = new_client(&sentinel).ok()?.init().await
             && let Some(rejection) = rejection(without_arguments(error.details()))
         {
-            return Some(format!("at a Sentinel, {rejection}"));
+            return Some(format!("Sentinel: {rejection}"));
         }
     }
     None
@@ -568,19 +571,19 @@ async fn scheme_rejection(config: &Config) -> Option<String> {
 /// Reads what the server says of itself, if it says something. Warns if it evicts keys when it is full.
 ///
 /// # Errors
-/// If it is one of several masters of a Cluster, and the link is not one to a Cluster.
-async fn check_server(link: &Client) -> Result<(), Error> {
-    let Ok(info) = send(link, "INFO", None, Vec::new()).await else { return Ok(()) };
+/// If it is one of several masters of a Cluster, and the client is not one to a Cluster.
+async fn check_server(client: &Client) -> Result<(), Error> {
+    let Ok(info) = send(client, "INFO", None, Vec::new()).await else { return Ok(()) };
     let info = info.as_str().unwrap_or_default();
     if let Some(policy) = field(&info, "maxmemory_policy")
         && policy != "noeviction"
     {
-        // Each thread's connection finds this out.
-        let problem = "when it is full, and sessions or counts with them; set maxmemory-policy to noeviction";
-        warn_once_a_minute("eviction", format_args!("Redis evicts keys by the policy {policy} {problem}"));
+        // Each thread's link finds this out.
+        let what_to_do = "a full Redis evicts sessions; set it to noeviction";
+        warn_once_a_minute("eviction", format_args!("maxmemory-policy is {policy}: {what_to_do}"));
     }
-    if field(&info, "cluster_enabled") == Some("1") && !link.is_clustered() {
-        let cluster = send(link, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
+    if field(&info, "cluster_enabled") == Some("1") && !client.is_clustered() {
+        let cluster = send(client, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
         let cluster = cluster.as_str().unwrap_or_default();
         if let Some(masters) = field(&cluster, "cluster_size").filter(|masters| *masters != "1") {
             return Err(Error::Refused(format!("MOVED {masters} masters share the slots")));
@@ -594,21 +597,21 @@ fn field<'a>(lines: &'a str, name: &str) -> Option<&'a str> {
     lines.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
 }
 
-/// In a Cluster, adds the nodes that this link knew: those in the URL may be gone one day.
-fn with_nodes(config: &Config, link: &Client) -> Config {
+/// In a Cluster, adds the nodes that this client knew: those in the URL may be gone one day.
+fn with_nodes(config: &Config, client: &Client) -> Config {
     let mut config = config.clone();
     if let ServerConfig::Clustered { hosts, .. } = &mut config.server
-        && let Some(cluster) = link.cached_cluster_state()
+        && let Some(cluster) = client.cached_cluster_state()
     {
         hosts.extend(cluster.unique_primary_nodes());
     }
     config
 }
 
-/// Why a link has ended.
-fn why(end: Result<Result<(), RedisError>, JoinError>) -> String {
+/// Why a client has ended.
+fn close_reason(end: Result<Result<(), RedisError>, JoinError>) -> String {
     match end {
         Ok(Err(error)) => without_arguments(error.details()).to_owned(),
-        _ => "it has ended".to_owned(),
+        _ => "the connection was closed".to_owned(),
     }
 }
