@@ -71,9 +71,9 @@ fn answer(mut routes: Router, request: Request) -> impl Future<Output = Result<R
     let format = Format::of(request.headers());
     let is_head = request.method() == Method::HEAD;
     let uri = request.uri().clone();
-    let response = trace.scope(error::in_time(routes.call(request)));
+    let response = trace.scope(error::with_deadline(routes.call(request)));
     response.map(move |response| {
-        let mut response = error::in_words(response, format, uri.path());
+        let mut response = error::render_error(response, format, uri.path());
         if is_head {
             // axum emptied the body before an error had one.
             *response.body_mut() = Body::empty();

@@ -135,7 +135,7 @@ pub struct Pending {
 
 /// The body of a response that its client is to take.
 #[derive(Debug)]
-pub struct ToTake {
+pub struct ResponseBody {
     body: Body,
     pending: Option<Pending>,
 }
@@ -228,7 +228,7 @@ impl Drop for Place {
 impl Place {
     /// Serves the connection until it ends, is idle for too long, or gives way. `end` tells it to end once its requests
     /// are answered; over HTTP/2, its client is told so too.
-    pub async fn hold<C: Future + Unpin>(self, mut connection: C, end: impl Fn(&mut C)) {
+    pub async fn serve<C: Future + Unpin>(self, mut connection: C, end: impl Fn(&mut C)) {
         let activity = &self.activity;
         let mut is_ending = false;
         loop {
@@ -349,10 +349,10 @@ impl Activity {
 
 impl Pending {
     /// The response is made, with this body.
-    pub fn respond(mut self, body: Body) -> ToTake {
+    pub fn respond(mut self, body: Body) -> ResponseBody {
         self.activity.has_answered.store(true, Relaxed);
         self.end();
-        ToTake { body, pending: Some(self) }
+        ResponseBody { body, pending: Some(self) }
     }
 
     fn end(&mut self) {
@@ -371,14 +371,14 @@ impl Drop for Pending {
     }
 }
 
-impl ToTake {
+impl ResponseBody {
     /// The body of a response to a request that [`Activity::begin`] has refused.
     pub fn of_refused(body: Body) -> Self {
         Self { body, pending: None }
     }
 }
 
-impl HttpBody for ToTake {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 

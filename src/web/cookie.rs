@@ -25,7 +25,7 @@ pub struct SessionCookie {
 
 /// The id that a visitor's cookie names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
+pub struct ReceivedCookie {
     /// The id.
     pub id: Id,
     /// Whether the cookie is signed with the second secret.
@@ -49,23 +49,23 @@ impl SessionCookie {
     }
 
     /// The cookies of this name that hold an id and are signed as they must be, in the order in which they came.
-    pub fn received(&self, headers: &HeaderMap) -> impl Iterator<Item = Received> {
+    pub fn received(&self, headers: &HeaderMap) -> impl Iterator<Item = ReceivedCookie> {
         let lines = headers.get_all(header::COOKIE).iter();
         let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
         let values = pairs.filter_map(|pair| pair.trim_ascii().strip_prefix(self.name.as_bytes())?.strip_prefix(b"="));
         values.filter_map(|value| self.verify(str::from_utf8(value).ok()?)).take(MAX_COOKIES)
     }
 
-    fn verify(&self, value: &str) -> Option<Received> {
+    fn verify(&self, value: &str) -> Option<ReceivedCookie> {
         let Some(secret) = &self.secret else {
-            return Some(Received { id: value.parse().ok()?, is_outdated: false });
+            return Some(ReceivedCookie { id: value.parse().ok()?, is_outdated: false });
         };
         // The signature is that of the value alone.
         let cookie = Cookie::parse_encoded(format!("id={value}")).ok()?;
         let jar = CookieJar::new();
         let id = |key| jar.signed(key).verify(cookie.clone())?.value().parse().ok();
-        let outdated = || Some(Received { id: id(self.previous.as_ref()?)?, is_outdated: true });
-        id(secret).map(|id| Received { id, is_outdated: false }).or_else(outdated)
+        let outdated = || Some(ReceivedCookie { id: id(self.previous.as_ref()?)?, is_outdated: true });
+        id(secret).map(|id| ReceivedCookie { id, is_outdated: false }).or_else(outdated)
     }
 
     /// The header that gives a visitor the session of this id.

@@ -1,6 +1,6 @@
 //! Each failure with its status and its words.
 //!
-//! A failure travels as an [`Error`] in the response's extensions, until [`in_words`] gives it a body in the form
+//! A failure travels as an [`Error`] in the response's extensions, until [`render_error`] gives it a body in the form
 //! that the client asked for. Responses without one are the pages' own, whatever their status.
 
 use std::{convert::Infallible, time::Duration};
@@ -151,7 +151,7 @@ impl From<tower_sessions::session::Error> for Error {
 }
 
 /// Answers 503 if the routes take longer than [`DEADLINE`].
-pub fn in_time(response: impl Future<Output = Result<Response, Infallible>>) -> impl Future<Output = Response> {
+pub fn with_deadline(response: impl Future<Output = Result<Response, Infallible>>) -> impl Future<Output = Response> {
     timeout(DEADLINE, response).map(|outcome| match outcome {
         Ok(Ok(response)) => response,
         Err(_) => {
@@ -162,7 +162,7 @@ pub fn in_time(response: impl Future<Output = Result<Response, Infallible>>) -> 
 }
 
 /// Gives an error a body in this format.
-pub fn in_words(mut response: Response, format: Format, path: &str) -> Response {
+pub fn render_error(mut response: Response, format: Format, path: &str) -> Response {
     let Some(error) = response.extensions_mut().remove::<Error>() else {
         return response;
     };

@@ -39,7 +39,7 @@ const PART_MIN: usize = 1024;
 const DROPPING_TIME: Duration = Duration::from_secs(5);
 
 /// The body of an HTTP/1 request. What the page leaves of it is read and dropped.
-pub struct Received {
+pub struct RequestBody {
     /// None once it is left to be dropped.
     body: Option<Incoming>,
     activity: Arc<Activity>,
@@ -47,14 +47,14 @@ pub struct Received {
     is_held_back: bool,
 }
 
-impl Received {
+impl RequestBody {
     /// A body of a request on this connection, perhaps held back (`Expect: 100-continue`).
     pub fn new(body: Incoming, activity: Arc<Activity>, is_held_back: bool) -> Self {
         Self { body: Some(body), activity, is_held_back }
     }
 }
 
-impl HttpBody for Received {
+impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -75,7 +75,7 @@ impl HttpBody for Received {
     }
 }
 
-impl Drop for Received {
+impl Drop for RequestBody {
     fn drop(&mut self) {
         let Some(body) = self.body.take() else {
             return;

@@ -36,9 +36,9 @@ use tower::{Service, ServiceExt};
 use tracing::warn;
 
 use super::{
-    connections::{Activity, Connections, ToTake},
+    connections::{Activity, Connections, ResponseBody},
     host,
-    leftover::{Received, Stream},
+    leftover::{RequestBody, Stream},
 };
 use crate::{store::DEADLINE, telemetry::warn_once_a_minute};
 
@@ -170,7 +170,7 @@ where
                 let Some(pending) = activity.begin(request.version()) else {
                     let headers = [(header::RETRY_AFTER, "1")];
                     let refused = (StatusCode::SERVICE_UNAVAILABLE, headers, TAKES_TOO_LITTLE);
-                    return Either::Left(ready(Ok(refusal(&request, refused).map(ToTake::of_refused))));
+                    return Either::Left(ready(Ok(refusal(&request, refused).map(ResponseBody::of_refused))));
                 };
                 let request = with_rest_read(request, &activity);
                 if !host::is_named(&request) {
@@ -182,7 +182,7 @@ where
                 Either::Right(response.map_ok(|response| response.map(|body| pending.respond(body))))
             });
             let connection = Box::pin(http.serve_connection(TokioIo::new(stream), on_request).into_owned());
-            runtime.spawn(place.hold(connection, |connection| connection.as_mut().graceful_shutdown()));
+            runtime.spawn(place.serve(connection, |connection| connection.as_mut().graceful_shutdown()));
         }
     };
     tokio::select! {
@@ -206,7 +206,7 @@ fn with_rest_read(request: hyper::Request<Incoming>, activity: &Arc<Activity>) -
         return request.map(Body::new);
     }
     let is_held_back = request.headers().contains_key(header::EXPECT);
-    request.map(|body| Body::new(Received::new(body, activity.clone(), is_held_back)))
+    request.map(|body| Body::new(RequestBody::new(body, activity.clone(), is_held_back)))
 }
 
 /// The response to a request that does not reach the service.

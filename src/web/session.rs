@@ -13,7 +13,7 @@ use tower_sessions::Session;
 
 use super::{
     atomic_session::AtomicSession,
-    cookie::{Received, SessionCookie},
+    cookie::{ReceivedCookie, SessionCookie},
     cross_site::is_forged,
     error::Error,
     forwarded::warn_of_plain_http,
@@ -77,14 +77,19 @@ impl Sessions {
     }
 
     /// A session that lives, and its value if that is known.
-    pub fn open(&self, received: Received, value: Option<Bytes>) -> OpenSession {
+    pub fn open(&self, received: ReceivedCookie, value: Option<Bytes>) -> OpenSession {
         let (state, session) = RequestSession::of(self.store(), received.id, value);
         OpenSession { sessions: self.clone(), received: Some(received), state, session }
     }
 
     /// A session that begins when it is saved, perhaps with a view of this path. What was received names a session that
     /// is over.
-    pub fn begin(&self, headers: &HeaderMap, received: Option<Received>, first_view: Option<Box<str>>) -> OpenSession {
+    pub fn begin(
+        &self,
+        headers: &HeaderMap,
+        received: Option<ReceivedCookie>,
+        first_view: Option<Box<str>>,
+    ) -> OpenSession {
         if received.is_none() && self.cookie().is_secure() {
             warn_of_plain_http(headers);
         }
@@ -96,7 +101,7 @@ impl Sessions {
 /// The session of a request that is being answered.
 pub struct OpenSession {
     sessions: Sessions,
-    received: Option<Received>,
+    received: Option<ReceivedCookie>,
     state: Arc<RequestSession>,
     session: Session,
 }

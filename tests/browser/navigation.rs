@@ -289,13 +289,13 @@ async fn the_page_names_the_store_and_the_revision() {
     let url = redis.url();
     let cloud_run = [("K_SERVICE", "sessions"), ("K_REVISION", "sessions-00007-<kit>"), ("REDIS_URL", url.as_str())];
     for (service, says, says_not) in [
-        (Service::on(&redis), &["your session", "kept in Redis", "any instance"][..], "Revision"),
+        (Service::on(&redis), &["your session", "stored in Redis", "any instance"][..], "revision"),
         (
             Service::start(cloud_run),
-            &["your session", "kept in Redis", "any instance", "Revision sessions-00007-<kit>"],
+            &["your session", "stored in Redis", "any instance", "revision sessions-00007-<kit>"],
             "memory",
         ),
-        (Service::start([]), &["your session", "memory of this one process"], "Redis"),
+        (Service::start([]), &["your session", "only in this process's memory"], "Redis"),
     ] {
         let browser = Browser::start().await;
         browser.open(&service, "/").await;
