@@ -280,7 +280,7 @@ mod tests {
             ("NOPERM this user has no permissions to run the 'getex' command", "'getex'"),
             ("DENIED Redis is running in protected mode", "protected mode"),
             ("MOVED 123 127.0.0.1:7002", "redis-cluster://"),
-            ("Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }", "verify: UnknownIssuer"),
+            ("Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }", "verified: UnknownIssuer"),
         ] {
             let rejection = rejection(details).unwrap();
             assert!(rejection.contains(expected), "{rejection}");

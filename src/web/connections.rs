@@ -20,6 +20,7 @@ use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    task::unconstrained,
     time::{Instant, sleep, timeout},
 };
 
@@ -240,7 +241,9 @@ impl Place {
                 () = ready(()), if is_ending && activity.told() > 1 && activity.is_idle() => return,
                 () = activity.wake.notified() => {}
                 // A connection may cease to be at rest at any time, so none sleeps for longer than an idle one.
-                () = sleep(activity.left(is_ending).min(IDLE_TIMEOUT)) => {
+                // Unconstrained: a client that floods the connection uses up the task's budget, and tokio would never look
+                // at the clock.
+                () = unconstrained(sleep(activity.left(is_ending).min(IDLE_TIMEOUT))) => {
                     if !activity.left(is_ending).is_zero() {
                         continue;
                     }

@@ -317,7 +317,7 @@ async fn an_idle_connection_is_closed() {
     }
     let log = service.stop();
     assert_eq!(count_lines(&log, "WARN"), 0, "{log:#?}");
-    assert_eq!(count_lines(&log, " INFO cloud_run_sessions::store::connection: connected to Redis"), 1, "{log:#?}");
+    assert_eq!(count_lines(&log, " INFO cloud_run_sessions::store::redis_link: connected to Redis"), 1, "{log:#?}");
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ fn a_wrong_password_for_the_sentinels() {
     });
     let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     assert_exits(&url, None, "password");
-    assert_exits(&format!("{url}&sentinelPassword={MARK}"), None, "Sentinel: the password");
+    assert_exits(&format!("{url}&sentinelPassword={MARK}"), None, "Sentinel: Redis rejected the password");
 }
 
 /// Redis repeats the arguments of a command that it does not know.
