@@ -30,7 +30,8 @@ const SECRET: &str = "a secret of more than 32 characters";
 
 /// A service without sessions: the fuzzer sees the ids of those that there are.
 fn service(config: &Config) -> Service {
-    BoxCloneService::new(app::service(app::router(&Store::open(config), config)))
+    let store = RUNTIME.with(|runtime| Store::open(config, &[runtime.handle().clone()]).remove(0));
+    BoxCloneService::new(app::service(app::router(&store, config)))
 }
 
 fn view(service: &Service, cookies: &[HeaderValue]) -> Response {
