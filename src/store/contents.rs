@@ -517,7 +517,7 @@ mod tests {
                 let index = index.index(value.len());
                 match kind {
                     0 => value.insert(index, byte),
-                    1 => drop(value.remove(index)),
+                    1 if value.len() > 1 => drop(value.remove(index)),
                     2 => value.truncate(index.max(1)),
                     _ => value[index] = byte,
                 }

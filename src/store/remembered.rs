@@ -101,10 +101,14 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_replaced_takes_no_room() {
+    fn a_value_that_is_replaced_or_taken_out_takes_no_room() {
         let mut remembered = Remembered::default();
         remembered.put(Id(1), value(100));
-        (0..100_000).for_each(|_| remembered.put(Id(2), value(100)));
+        for _ in 0..100_000 {
+            remembered.put(Id(2), value(100));
+            remembered.put(Id(2), value(100));
+            remembered.take(&Id(2));
+        }
         assert_eq!(remembered.take(&Id(1)), Some(value(100)));
     }
 

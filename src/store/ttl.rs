@@ -118,4 +118,35 @@ mod tests {
             assert_eq!(left(ttl, begun, now), expected, "{ttl:?}, begun {begun:?}, now {now}");
         }
     }
+
+    #[test]
+    fn a_value_says_when_it_ends() {
+        let ttl = SessionTtl::new(HOUR, Some(2 * HOUR));
+        let now = ttl.now();
+        for (age, is_ended, expected) in [
+            (Some(0), false, Some(ttl.longest())),
+            (Some(5400), false, Some(HOUR / 2)),
+            (Some(7200), false, None),
+            (None, true, Some(ENDED_TTL)),
+        ] {
+            let begun = age.map(|age| now.now.unix_timestamp() - age);
+            let mut contents = Contents::default();
+            (contents.is_ended, contents.begun) = (is_ended, begun);
+            let sealed = ttl.seal(&Id(1), &mut contents, now).unwrap();
+            assert_eq!(sealed.as_ref().map(|(_, left)| *left), expected, "{age:?}");
+            let Some((value, left)) = sealed else { continue };
+            let ends = rmp_serde::from_slice::<tower_sessions::session::Record>(&value).unwrap().expiry_date;
+            // In whole seconds.
+            assert!((ends - (now.now + left)).abs() < Duration::from_secs(1), "{age:?}: {ends}");
+            let lives = |begun_ago| {
+                let later = Now { now: now.now + Duration::from_secs(begun_ago), ..now };
+                ttl.lives(&Id(1), &value, later)
+            };
+            match is_ended {
+                true => assert_eq!(lives(0), Err(Error::Ended)),
+                false => assert_eq!((lives(0), lives(7200)), (Ok(true), Ok(false))),
+            }
+        }
+        assert_eq!(ttl.longest(), HOUR + DEADLINE);
+    }
 }
