@@ -271,7 +271,10 @@ mod tests {
         for (details, expected) in [
             ("WRONGPASS invalid username-password pair", "password"),
             ("NOAUTH Authentication required.", "password"),
-            ("ERR AUTH <password> called without any password configured for the default user.", "rejected the password"),
+            (
+                "ERR AUTH <password> called without any password configured for the default user.",
+                "rejected the password",
+            ),
             ("ERR No such master with that name", "no service"),
             ("Missing primary address in response from sentinel.", "no service"),
             ("ERR DB index is out of range", "database"),

@@ -131,9 +131,21 @@ impl Service {
         Self { process, port, output }
     }
 
-    /// Starts the program on this Redis.
+    /// Starts the program on this Redis, and waits until each of its threads is connected: the last may be late, and its
+    /// commands would be counted with those of views.
     pub fn on(redis: &Redis) -> Self {
-        Self::start([("REDIS_URL", redis.url().as_str())])
+        Self::connected(&redis.url())
+    }
+
+    /// The same at this URL.
+    pub fn connected(url: &str) -> Self {
+        let service = Self::start([("REDIS_URL", url)]);
+        let begin = Instant::now();
+        while !service.log().iter().any(|line| line.contains("connected to Redis")) {
+            assert!(begin.elapsed() < TIMEOUT, "the program is not connected: {:?}", service.log());
+            thread::sleep(Duration::from_millis(1));
+        }
+        service
     }
 
     /// Waits until the store responds.

@@ -247,7 +247,8 @@ async fn redis_is_frozen_under_800_requests() {
     assert!(since.elapsed() < FULL_RECOVERY, "all views are counted after {:?}", since.elapsed());
     println!("{}: bytes before, and after each round: {bytes:?}", test_name());
     assert!(bytes[3].saturating_sub(bytes[0]) < 20_000_000, "{bytes:?}");
-    let grown = bytes[3].saturating_sub(bytes[1]);
+    // Each thread may take its part in the first round or in the second.
+    let grown = bytes[3].saturating_sub(bytes[2]);
     assert!(grown < 1_000_000, "memory grows with each round: {bytes:?}");
 }
 
