@@ -14,7 +14,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-/// The most views in one call. Redis runs one command at a time, and is then busy for about 2 ms.
+/// The most sessions in one call. Redis runs one command at a time, and is then busy for about 2 ms.
 pub const MAX_BATCH: usize = 512;
 
 /// The most calls of a queue in flight.
@@ -29,8 +29,8 @@ const MAX_SMALL_BATCH: usize = 8;
 /// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
-/// There is a pause only after a call of this many views. It is an eighth of the call's time: after fewer views, less
-/// than one more is to be expected in it. After more, views are cheap already, and this process is busy.
+/// There is a pause only after a call of this many sessions. It is an eighth of the call's time: after fewer, less than
+/// one more view is to be expected in it. After more, views are cheap already, and this process is busy.
 const PAUSING_BATCHES: RangeInclusive<usize> = PAUSE_SHARE as usize..=128;
 
 /// The pause is this share of the time that the last call took.
@@ -42,7 +42,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 /// A call that was answered.
 #[derive(Clone, Copy, Debug)]
 pub struct LastCall {
-    /// The views that it counted.
+    /// The sessions that it wrote.
     pub batch: usize,
     /// The time until its reply was read.
     pub took: Duration,
@@ -66,7 +66,7 @@ pub fn max_calls(last: Option<LastCall>) -> usize {
     }
 }
 
-/// How many of the waiting views the next call counts; at least one, if any are waiting. `last` is as above.
+/// How many of the waiting sessions the next call writes; at least one, if any are waiting. `last` is as above.
 pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     let size = match last {
         // Halfway between the last batch and all, so that calls become similar.

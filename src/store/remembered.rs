@@ -52,7 +52,7 @@ impl Remembered {
         young.or(old)
     }
 
-    /// Whether a remembered value is more likely right than wrong. Another instance may have written the session since.
+    /// Whether remembered values were wrong less than about one time in three. Another instance may have written the session since.
     pub fn is_trusted(&self) -> bool {
         self.trust >= 0
     }

@@ -103,6 +103,8 @@ async fn clients_that_never_read_hold_little_and_are_closed() {
     for stream in &streams {
         // The less the kernel takes for the client, the sooner the service has to wait for it.
         SockRef::from(stream).set_recv_buffer_size(4096).unwrap();
+        // The less it keeps to send, the sooner a busy service has answered all.
+        SockRef::from(stream).set_send_buffer_size(4096).unwrap();
     }
     for part in streams.chunks_mut(250) {
         thread::scope(|scope| {

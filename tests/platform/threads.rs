@@ -114,7 +114,7 @@ async fn the_service_is_ready_once_each_thread_has_a_link() {
     let redis = Redis::start_with(&["--maxclients", &threads().to_string()]);
     // This one takes the last link's place.
     let client = redis.client().await;
-    let service = Service::on(&redis);
+    let service = Service::start([("REDIS_URL", redis.url().as_str())]);
     let _few = fill(&service).await;
     // Whichever thread is asked, and although the others have a link.
     for mut visitor in connections(2 * threads(), None) {

@@ -487,7 +487,7 @@ async fn redis_is_loading() {
     redis.cli(&["SAVE"]);
     let redis = redis.restart_with(&["--key-load-delay", "100000"]);
     eventually("Redis is loading", async || redis.cli(&["PING"]).contains("LOADING").then_some(())).await;
-    let service = Service::on(&redis);
+    let service = Service::start([("REDIS_URL", redis.url().as_str())]);
     assert_unavailable(&service, &Visitor::new()).await;
     let mut visitor = Visitor::new();
     eventually("Redis has loaded its data", async || redis.cli(&["PING"]).contains("PONG").then_some(())).await;

@@ -183,7 +183,7 @@ async fn one_master_of_a_cluster() {
     assert_exits(&format!("{}/1", cluster.masters[0].url()), None, "the database is refused");
 }
 
-/// Restricts the user ada to the rights that the README names, changed by these. The tests are another user.
+/// Restricts the user ada to the rights that docs/deploy.md names, changed by these. The tests are another user.
 fn restrict(redis: &mut Redis, change: &[&str]) {
     let docs = include_str!("../../docs/deploy.md");
     let line = docs.lines().find(|line| line.starts_with("ACL SETUSER sessions ")).unwrap();
