@@ -44,7 +44,8 @@ pub struct Config {
     /// Redis that keeps the sessions: `redis://[user:password@]host[:port][/database]`, or with rediss:// (TLS),
     /// redis-cluster://, rediss-cluster://, redis-sentinel://, rediss-sentinel://; `?node=host:port` adds a node,
     /// `?sentinelServiceName=name` names Sentinel's service, and `sentinelUsername` and `sentinelPassword` are the
-    /// credentials for the Sentinels themselves; without REDIS_URL, sessions are kept in memory and are lost when the process exits
+    /// credentials for the Sentinels themselves; without REDIS_URL, sessions are kept in memory and are lost when the
+    /// process exits
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 

@@ -44,7 +44,7 @@
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it.
 //! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
-//! - *Connection*: a client's. *Link*: a thread's handle to Redis, which reconnects forever, with one fred client after another.
+//! - *Connection*: a client's. *Link*: a thread's handle to Redis. It reconnects forever, with one fred client after another.
 //! - *Instance*: a process of the service, with a thread for each core.
 //! - *Renew*: give a session its full time to live.
 

@@ -61,8 +61,8 @@ pub struct RedisLink {
     is_clustered: bool,
 }
 
-/// The log of the links of all threads. Their clients are lost together as a rule, so it has one line when the first client is
-/// lost, and one when all are there.
+/// The log of the links of all threads. As a rule their clients are lost together, so it has one line when the first is
+/// lost, and one when all are there again.
 #[derive(Debug, Default)]
 pub struct Log(Mutex<Logged>);
 

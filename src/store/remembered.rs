@@ -52,7 +52,8 @@ impl Remembered {
         young.or(old)
     }
 
-    /// Whether remembered values were wrong less than about one time in three. Another instance may have written the session since.
+    /// Whether remembered values are used: they were wrong less than about one time in three lately. Other instances may
+    /// have written the sessions since.
     pub fn is_trusted(&self) -> bool {
         self.trust >= 0
     }

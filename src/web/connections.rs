@@ -32,8 +32,8 @@ const MAX_CONNECTIONS: usize = 1250;
 /// at a time: over HTTP/2 it can otherwise have 16, and each holds some 8 kB.
 const MAX_REQUESTS: usize = 1250;
 
-/// A thread that has no more connections than this gets another before the next thread gets any. They do not fill a core,
-/// and views on one thread share calls: with eight connections on two threads, a view was measured to cost a third more
+/// A thread that has no more connections than this gets another before the next thread gets any. So few do not fill a
+/// core, and views on one thread share calls: with eight connections on two threads, a view was measured to cost a third more
 /// CPU and two tenths of a command.
 const FEW: usize = 8;
 
@@ -160,8 +160,9 @@ impl Connections {
         fewest.map_or(0, |(thread, _)| thread)
     }
 
-    /// A place for a new connection, which this thread will serve. If places are short, the one that has been idle longest gives way: the first are
-    /// those that have been at rest for more than 20 s. If all are busy, the new one waits.
+    /// A place for a new connection, which this thread will serve. If places are short, the one that has been idle
+    /// longest gives way: the first are those that have been at rest for more than 20 s. If all are busy, the new one
+    /// waits.
     pub async fn place(self: &Arc<Self>, thread: usize) -> Place {
         let permit = loop {
             if self.permits.available_permits() <= SPARE {
@@ -241,8 +242,8 @@ impl Place {
                 () = ready(()), if is_ending && activity.told() > 1 && activity.is_idle() => return,
                 () = activity.wake.notified() => {}
                 // A connection may cease to be at rest at any time, so none sleeps for longer than an idle one.
-                // Unconstrained: a client that floods the connection uses up the task's budget, and tokio would never look
-                // at the clock.
+                // Unconstrained: a client that floods the connection uses up the task's budget, and tokio's timer would
+                // then never be over.
                 () = unconstrained(sleep(activity.left(is_ending).min(IDLE_TIMEOUT))) => {
                     if !activity.left(is_ending).is_zero() {
                         continue;

@@ -50,7 +50,7 @@ const HEAD_MAX: usize = 16 * 1024;
 /// clients that ask so often and take nothing would hold 150 MB in h2 alone. A proxy can open more connections.
 const MAX_STREAMS: u32 = 16;
 
-/// What an HTTP/2 client may send of bodies, which no page reads: RFC 9113's default. hyper's is a megabyte.
+/// What an HTTP/2 client may send of a body before a page reads it: RFC 9113's default. hyper's is a megabyte.
 const WINDOW: u32 = 65_535;
 
 /// How long a shutdown waits for requests in flight. The platform kills the process after 10 s.
