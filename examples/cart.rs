@@ -19,7 +19,7 @@ use cloud_run_sessions::{
         app::{self, counted, with_session},
         atomic_session::AtomicSession,
         error::Error,
-        page::Format,
+        format::Format,
         session::Sessions,
         views::ViewCount,
     },

@@ -55,7 +55,7 @@ pub struct Config {
     pub session_ttl: Duration,
 
     /// Seconds, 1 to 4294967295: a session ends SESSION_MAX_AGE after it has begun, or after its visitor's last login,
-    /// however busy it is, by the instances' clocks; without it, a session has no last day
+    /// however busy it is, by the instances' clocks; without it, sessions have no maximum age
     #[arg(long, env = "SESSION_MAX_AGE", value_parser = setting(seconds))]
     pub session_max_age: Option<Duration>,
 

@@ -9,15 +9,16 @@
 //! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
 //!    - `web/cookie.rs`, which reads and makes the cookie,
 //!    - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session,
-//!    - [`web::pages`], the handlers; [`web::page`] renders what they say. Pages with data of their own use
-//!      tower-sessions' `Session`, which `web/request_session.rs` stores, and [`web::atomic_session`].
+//!    - [`web::pages`], the handlers; [`web::format`] renders what they say. Pages with data of their own use
+//!      tower-sessions' `Session`, which `web/request_store.rs` stores, and [`web::atomic_session`].
 //! 3. [`store`]: sessions, wherever they live.
 //!    - [`store::contents`]: what a session holds, and its form in Redis; [`store::ttl`]: how long it lives.
 //!    - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
 //!      [`store::compare_and_set`], with its script; `pacing.rs` decides how many sessions share a call, `remembered.rs`
 //!      keeps the values that were written last, `retry.rs` sends again.
-//!    - `store/redis_link.rs`: connecting; `store/addresses.rs`: to which address; `store/error.rs`: reading the error
-//!      texts of Redis and fred; `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
+//!    - `store/redis_link.rs`: sending commands, and reconnecting; `store/redis_client.rs`: connecting once;
+//!      `store/addresses.rs`: to which address; `store/rejection.rs`: what ends a start; `store/error.rs`: what can fail.
+//!    - `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
 //! 4. [`web::error`]: the status code and text of each error; [`web::server`]: listener, limits and shutdown;
 //!    `web/connections.rs`: which clients' connections may stay; `web/leftover.rs`: what clients send and no page reads;
 //!    `web/host.rs`, `web/forwarded.rs` and `web/cross_site.rs`: what a request says of its host, its proxies and the site
@@ -30,7 +31,7 @@
 //! # Rules
 //! - Only [`store::contents`] knows how a value is built. Pages cannot reach the service's own entry in it.
 //! - All that changes a session goes through [`store::Store`], as a function from what it holds to what it is to hold.
-//! - Only `store/error.rs` and the script read texts of errors.
+//! - Only `store/error.rs`, `store/rejection.rs` and the script read texts of errors.
 //! - Nothing in `store/` knows HTTP.
 //! - A request stays on its connection's thread. What threads share is behind a lock that is held for moments.
 //!

@@ -8,7 +8,9 @@ mod error;
 mod memory;
 mod pacing;
 mod redis;
+mod redis_client;
 mod redis_link;
+mod rejection;
 mod remembered;
 mod retry;
 pub mod ttl;
@@ -22,8 +24,8 @@ use crate::config::Config;
 use committer::{Change, Outcome};
 use contents::Contents;
 pub use error::Error;
-use memory::MemorySessions;
-use redis::RedisSessions;
+use memory::MemoryStore;
+use redis::RedisStore;
 pub use retry::DEADLINE;
 use ttl::SessionTtl;
 
@@ -36,8 +38,8 @@ pub struct Store(Backend);
 
 #[derive(Clone, Debug)]
 enum Backend {
-    Redis(RedisSessions),
-    Memory(MemorySessions),
+    Redis(RedisStore),
+    Memory(MemoryStore),
 }
 
 impl Store {
@@ -47,15 +49,15 @@ impl Store {
         let ttl = SessionTtl::new(config.session_ttl, config.session_max_age);
         match &config.redis_url {
             Some(redis) => {
-                RedisSessions::open(redis, ttl, threads).map(|sessions| Self(Backend::Redis(sessions))).collect()
+                RedisStore::open(redis, ttl, threads).map(|sessions| Self(Backend::Redis(sessions))).collect()
             }
             None => {
                 info!(
                     "REDIS_URL is not set: sessions are kept in memory and are lost when the process exits; \
                      above {} MB the least recently used are dropped",
-                    memory::MAX_BYTES / 1_000_000
+                    memory::MAX_MEMORY_BYTES / 1_000_000
                 );
-                vec![Self(Backend::Memory(MemorySessions::new(ttl))); threads.len()]
+                vec![Self(Backend::Memory(MemoryStore::new(ttl))); threads.len()]
             }
         }
     }

@@ -30,8 +30,8 @@ mod sessions {
 mod http {
     mod attacks;
     mod bodies;
-    mod hostile;
     mod hosts;
+    mod malformed;
     mod pages;
     mod timeouts;
 }

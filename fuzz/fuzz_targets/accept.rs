@@ -3,7 +3,7 @@
 #![no_main]
 
 use axum::http::{HeaderMap, HeaderValue, header::ACCEPT};
-use cloud_run_sessions::web::page::Format;
+use cloud_run_sessions::web::format::Format;
 use libfuzzer_sys::fuzz_target;
 
 fn format_of<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Option<Format> {

@@ -13,10 +13,10 @@ use tokio::{
 };
 
 /// How long an address may take before the next one is tried as well: RFC 8305's Connection Attempt Delay.
-const DELAY: Duration = Duration::from_millis(250);
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// After that, fred tries on its own, and says what is wrong.
-const LONGEST: Duration = Duration::from_millis(1500);
+/// If none has answered by then, fred tries on its own, and says what is wrong.
+const GIVE_UP_AFTER: Duration = Duration::from_millis(1500);
 
 /// The same settings, but names whose first address does not answer are replaced by an address that does. A certificate
 /// still has to name the host: an IPv6 address without the brackets that a URL puts around it and that fred 10.1 keeps.
@@ -43,7 +43,7 @@ async fn with_reachable_address(server: &Server, addresses: &[SocketAddr]) -> Se
     if addresses.len() < 2 {
         return server.clone();
     }
-    let address = timeout(LONGEST, first_to_answer(addresses)).await.ok().flatten();
+    let address = timeout(GIVE_UP_AFTER, first_to_answer(addresses)).await.ok().flatten();
     match address.filter(|address| *address != addresses[0]) {
         Some(address) => {
             let host = if address.is_ipv6() { format!("[{}]", address.ip()) } else { address.ip().to_string() };
@@ -68,7 +68,7 @@ async fn first_to_answer(addresses: &[SocketAddr]) -> Option<SocketAddr> {
                 Some(None) => {}
                 None => return None,
             },
-            () = sleep(DELAY), if !is_last => {}
+            () = sleep(ATTEMPT_DELAY), if !is_last => {}
         }
     }
 }

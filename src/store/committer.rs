@@ -162,15 +162,15 @@ pub struct Instance {
     /// The number of its last write.
     writes: AtomicU64,
     /// Held for one session or one batch at a time. [`Queue`]'s lock may be taken under it, never the reverse.
-    sessions: Mutex<Sessions>,
+    sessions: Mutex<KnownSessions>,
     /// One permit for each change that waits or is in flight.
     permits: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
-struct Sessions {
+struct KnownSessions {
     /// The sessions that are being read or written.
-    busy: HashMap<Id, Session>,
+    busy: HashMap<Id, BusySession>,
     remembered: Remembered,
 }
 
@@ -226,7 +226,7 @@ struct Queue {
 
 /// A session that is being read or written.
 #[derive(Debug, Default)]
-struct Session {
+struct BusySession {
     /// The changes for its next write.
     waiting: Vec<Waiting>,
     /// What it holds, as far as is known; nothing while it is read or in a call.
@@ -438,7 +438,7 @@ impl<R: SendCommand> Shared<R> {
     /// Lets a change wait for the session's next write, and begins that if none is in flight.
     fn enqueue(self: &Arc<Self>, id: Id, waiting: Waiting) {
         let mut sessions = self.instance.sessions.lock();
-        let Sessions { busy, remembered } = &mut *sessions;
+        let KnownSessions { busy, remembered } = &mut *sessions;
         if let Some(session) = busy.get_mut(&id) {
             session.waiting.push(waiting);
             return;
@@ -446,11 +446,11 @@ impl<R: SendCommand> Shared<R> {
         let bytes = remembered.take(&id);
         if bytes.is_some() && remembered.is_trusted() {
             let value = bytes.map(|bytes| Value { bytes, source: Source::Memory });
-            busy.insert(id, Session { waiting: vec![waiting], value });
+            busy.insert(id, BusySession { waiting: vec![waiting], value });
             drop(sessions);
             self.is_ready(id);
         } else {
-            busy.insert(id, Session { waiting: vec![waiting], value: None });
+            busy.insert(id, BusySession { waiting: vec![waiting], value: None });
             drop(sessions);
             tokio::spawn(self.clone().read(id, bytes, Source::Redis));
         }
@@ -506,7 +506,7 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Takes the sessions for the next call, with their values and changes.
-    fn next_batch(&self) -> Option<Vec<(Id, Session)>> {
+    fn next_batch(&self) -> Option<Vec<(Id, BusySession)>> {
         let mut queue = self.queue.lock();
         let takes_many = self.compare_and_set.takes_many();
         let waiting = queue.ready.len();
@@ -523,11 +523,11 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Writes sessions in one call, and answers their changes.
-    async fn call(self: &Arc<Self>, batch: Vec<(Id, Session)>) -> Option<LastCall> {
+    async fn call(self: &Arc<Self>, batch: Vec<(Id, BusySession)>) -> Option<LastCall> {
         let (begin, now) = (Instant::now(), self.ttl.now());
         let (mut swaps, mut drafts) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut ended = Vec::with_capacity(batch.len());
-        for (id, Session { waiting, value }) in batch {
+        for (id, BusySession { waiting, value }) in batch {
             let Some(value) = value else { continue };
             match self.draft(id, value, waiting, now) {
                 Ok((swap, draft)) => {
@@ -570,7 +570,7 @@ impl<R: SendCommand> Shared<R> {
         });
         let (replaced, takes_break, new, ttl) = match applied {
             Ok((replaced, takes_break, Some((new, ttl)))) => (replaced, takes_break, new, ttl),
-            // Its last day is over.
+            // It has reached its maximum age.
             Ok((.., None)) => {
                 answer_all(changes, &Ok(None));
                 return Err(Written::Gone);
@@ -616,7 +616,7 @@ impl<R: SendCommand> Shared<R> {
                     }));
                     if takes_break || source == Source::Conflict && !waiting.is_empty() {
                         let turn = last.map_or(SHORTEST_TURN, |last| SHORTEST_TURN.max(2 * last.took));
-                        sessions.busy.insert(id, Session { waiting, value: None });
+                        sessions.busy.insert(id, BusySession { waiting, value: None });
                         tokio::spawn(self.clone().give_way(id, value, if takes_break { BREAK } else { turn }));
                         continue;
                     }
@@ -665,8 +665,14 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Goes on with a session that is not in a call any more: with its next write if changes wait.
-    fn go_on(self: &Arc<Self>, sessions: &mut Sessions, id: Id, value: Option<(Bytes, Source)>, waiting: Vec<Waiting>) {
-        let Sessions { busy, remembered } = sessions;
+    fn go_on(
+        self: &Arc<Self>,
+        sessions: &mut KnownSessions,
+        id: Id,
+        value: Option<(Bytes, Source)>,
+        waiting: Vec<Waiting>,
+    ) {
+        let KnownSessions { busy, remembered } = sessions;
         match value {
             Some((bytes, _)) if waiting.is_empty() => {
                 busy.remove(&id);
@@ -676,14 +682,14 @@ impl<R: SendCommand> Shared<R> {
                 }
             }
             Some((bytes, source)) => {
-                busy.insert(id, Session { waiting, value: Some(Value { bytes, source }) });
+                busy.insert(id, BusySession { waiting, value: Some(Value { bytes, source }) });
                 self.is_ready(id);
             }
             None if waiting.is_empty() => {
                 busy.remove(&id);
             }
             None => {
-                busy.insert(id, Session { waiting, value: None });
+                busy.insert(id, BusySession { waiting, value: None });
                 tokio::spawn(self.clone().read(id, None, Source::Redis));
             }
         }

@@ -7,7 +7,7 @@
 //! - *version*: one higher with each write.
 //! - *writes*: the last write of each of the last [`WRITERS`] instances, latest first, as `name, number, …`.
 //! - *counts*: from path to the number of its views.
-//! - *begun*: when the session began, in seconds since 1970, if sessions have a last day.
+//! - *begun*: when the session began, in seconds since 1970, if sessions have a maximum age.
 //!
 //! A record without the entry, which another program wrote, has no counts yet.
 
@@ -39,7 +39,7 @@ const ID_BYTES: usize = ID_BEGIN.len() + 16;
 pub const WRITERS: usize = 4;
 
 /// The most bytes of a session. A change that would make a larger one is refused.
-pub const MAX_BYTES: usize = 64 * 1024;
+pub const MAX_SESSION_BYTES: usize = 64 * 1024;
 
 /// The bytes that counts may take even in a larger session. Another program may have written it, which knows no bound.
 const COUNTS_BYTES: usize = 1024;
@@ -76,7 +76,7 @@ pub enum Fate {
 pub struct Contents<'a> {
     /// Whether the session was ended. What is left keeps requests with its id from beginning another one.
     pub is_ended: bool,
-    /// When it began, in seconds since 1970, if sessions have a last day.
+    /// When it began, in seconds since 1970, if sessions have a maximum age.
     pub begun: Option<i64>,
     version: u64,
     /// At most [`WRITERS`], of different instances.
@@ -226,7 +226,7 @@ impl<'a> Contents<'a> {
     /// Makes room for `after` bytes in place of `before`.
     fn grow(&mut self, before: usize, after: usize) -> Result<(), Error> {
         let size = self.size + after - before;
-        if after > before && size > MAX_BYTES {
+        if after > before && size > MAX_SESSION_BYTES {
             return Err(Error::TooLarge);
         }
         self.size = size;
@@ -707,9 +707,9 @@ mod tests {
     fn own_data_is_bounded() {
         let mut contents = Contents::default();
         contents.count("/").unwrap();
-        contents.set_data(&text(MAX_BYTES - 100)).unwrap();
+        contents.set_data(&text(MAX_SESSION_BYTES - 100)).unwrap();
         let before = contents.clone();
-        assert_eq!(contents.set_data(&text(MAX_BYTES)), Err(Error::TooLarge));
+        assert_eq!(contents.set_data(&text(MAX_SESSION_BYTES)), Err(Error::TooLarge));
         let grow = |data: &mut Data| {
             data.insert("more".to_owned(), "x".repeat(200).into());
             Ok(())
@@ -717,33 +717,33 @@ mod tests {
         assert_eq!(contents.change(grow), Err(Error::TooLarge));
         assert_eq!(contents, before, "a refused change changes nothing");
         let bytes = contents.encode(&ID, EXPIRY).unwrap().len();
-        assert!(bytes <= MAX_BYTES, "{bytes} bytes");
+        assert!(bytes <= MAX_SESSION_BYTES, "{bytes} bytes");
     }
 
     #[test]
     fn counts_are_bounded() {
-        let paths: Vec<_> = (0..MAX_BYTES / 20).map(|path| format!("/{path:020}")).collect();
+        let paths: Vec<_> = (0..MAX_SESSION_BYTES / 20).map(|path| format!("/{path:020}")).collect();
         let mut contents = Contents::default();
         let counted = paths.iter().take_while(|path| contents.count(path).is_ok()).count();
-        assert!(counted > MAX_BYTES / 30 && counted < paths.len(), "{counted} paths");
+        assert!(counted > MAX_SESSION_BYTES / 30 && counted < paths.len(), "{counted} paths");
         assert_eq!(contents.count(paths.last().unwrap()), Err(Error::TooLarge));
         paths[..counted].iter().for_each(|path| assert_eq!(contents.count(path), Ok(2)));
         let bytes = contents.encode(&ID, EXPIRY).unwrap().len();
-        assert!(bytes <= MAX_BYTES + 100, "{bytes} bytes");
+        assert!(bytes <= MAX_SESSION_BYTES + 100, "{bytes} bytes");
     }
 
     /// Another program may have written it.
     #[test]
     fn a_session_that_is_too_large_can_be_viewed_and_shrunk() {
-        let record = Record { id: ID, data: text(2 * MAX_BYTES), expiry_date: EXPIRY };
+        let record = Record { id: ID, data: text(2 * MAX_SESSION_BYTES), expiry_date: EXPIRY };
         let value = rmp_serde::to_vec(&record).unwrap();
         let paths: Vec<_> = (0..1000).map(|path| format!("/{path}")).collect();
         let mut contents = Contents::decode(&ID, &value).unwrap();
         for count in 1..=3 {
             assert_eq!([contents.count("/"), contents.count("/foo")], [Ok(count), Ok(count)]);
         }
-        assert_eq!(contents.set_data(&text(2 * MAX_BYTES + 1)), Err(Error::TooLarge));
-        assert_eq!(contents.set_data(&text(2 * MAX_BYTES)), Ok(()));
+        assert_eq!(contents.set_data(&text(2 * MAX_SESSION_BYTES + 1)), Err(Error::TooLarge));
+        assert_eq!(contents.set_data(&text(2 * MAX_SESSION_BYTES)), Ok(()));
         let counted = paths.iter().filter(|path| contents.count(path.as_str()).is_ok()).count();
         assert!((10..=COUNTS_BYTES / 5).contains(&counted), "{counted} paths");
         assert_eq!(contents.set_data(&text(100)), Ok(()));

@@ -1,6 +1,6 @@
-//! What a store can fail with. Only this file reads the texts of Redis's and fred's errors.
+//! What a store can fail with. Only this file, `rejection.rs` and the script read the texts of Redis's and fred's errors.
 
-use super::contents::{KEY, MAX_BYTES, MAX_DEPTH};
+use super::contents::{KEY, MAX_DEPTH, MAX_SESSION_BYTES};
 use crate::telemetry;
 
 /// Why the store failed.
@@ -29,7 +29,7 @@ pub enum Error {
     #[error("the session was ended")]
     Ended,
     /// The session would become too large. Nothing is changed.
-    #[error("a session would take more than {MAX_BYTES} bytes")]
+    #[error("a session would take more than {MAX_SESSION_BYTES} bytes")]
     TooLarge,
     /// A page's value is nested too deep. Nothing is changed.
     #[error("a page's value is nested more than {MAX_DEPTH} deep")]
@@ -141,54 +141,7 @@ pub(super) fn is_unknown_host(details: &str) -> bool {
     details.contains("failed to lookup address")
 }
 
-/// What is wrong with the settings or the server, if connecting failed with this error because of something that does
-/// not pass by itself.
-pub(super) fn rejection(details: &str) -> Option<String> {
-    let has = |part: &str| details.contains(part);
-    let what = match code(details) {
-        "ERR" if passes(details) => return None,
-        "WRONGPASS" | "NOAUTH" => "Redis rejected the password",
-        "ERR" if has("AUTH") => "Redis rejected the password",
-        "ERR" if has("unknown command") && has_word(details, "SENTINEL") => "the server is not a Sentinel",
-        "ERR" if has("No such master") => NO_SERVICE,
-        "ERR" if has("cluster support disabled") => "the server is not a Redis Cluster",
-        "ERR" if has("SELECT") || has("DB index") || has("database") => "the database is refused",
-        "MOVED" => "the server is a node of a Redis Cluster and has not all slots, which needs redis-cluster://",
-        _ if is_forbidden(details) => "a command that sessions need is forbidden",
-        "ERR" | "DENIED" | "NOPROTO" | "WRONGTYPE" => "the server refuses",
-        _ if has("Missing primary address in response from sentinel") => NO_SERVICE,
-        // fred's, and in Rust's debug format rustls's: Custom { kind: …, error: InvalidCertificate(CAUSE) }
-        _ => {
-            if has("InvalidContentType") {
-                return Some("the server does not speak TLS, as rediss:// says".to_owned());
-            }
-            if has("Invalid frame type") {
-                return Some(
-                    "the server does not speak Redis's protocol; with TLS, the scheme is rediss://".to_owned(),
-                );
-            }
-            let (_, cause) = details.split_once("InvalidCertificate(")?;
-            let cause = cause.trim_end_matches(") }");
-            return Some(format!("the certificate could not be verified: {cause}"));
-        }
-    };
-    Some(format!("{what}: {details}"))
-}
-
-const NO_SERVICE: &str = "the Sentinel knows no service of the name in sentinelServiceName";
-
-/// Whether an error with the code `ERR` is of a kind that passes by itself: too many clients, a host's limit for an hour
-/// or a day, a proxy that cannot reach the server.
-fn passes(error: &str) -> bool {
-    const PASSING: [&str; 8] = ["max ", "limit", "quota", "exceed", "time", "again", "unavailable", "onnection"];
-    PASSING.iter().any(|part| error.contains(part))
-}
-
-fn has_word(text: &str, word: &str) -> bool {
-    text.split(|char: char| !char.is_ascii_alphabetic()).any(|part| part.eq_ignore_ascii_case(word))
-}
-
-fn is_forbidden(error: &str) -> bool {
+pub(super) fn is_forbidden(error: &str) -> bool {
     code(error) == "NOPERM" || error.starts_with("ERR unknown command")
 }
 
@@ -264,47 +217,5 @@ mod tests {
     fn no_argument_is_repeated() {
         let error = Error::read("Unknown: ERR unknown command 'AUTH', with args beginning with: 'hunter2'");
         assert_eq!(error.to_string(), "Redis refuses: ERR unknown command 'AUTH'");
-    }
-
-    #[test]
-    fn a_rejected_setting_is_named() {
-        for (details, expected) in [
-            ("WRONGPASS invalid username-password pair", "password"),
-            ("NOAUTH Authentication required.", "password"),
-            (
-                "ERR AUTH <password> called without any password configured for the default user.",
-                "rejected the password",
-            ),
-            ("ERR No such master with that name", "no service"),
-            ("Missing primary address in response from sentinel.", "no service"),
-            ("ERR DB index is out of range", "database"),
-            ("ERR SELECT is not allowed in cluster mode", "database"),
-            ("ERR This instance has cluster support disabled", "not a Redis Cluster"),
-            ("ERR unknown command `SENTINEL`", "not a Sentinel"),
-            ("ERR unknown command 'SET'", "forbidden"),
-            ("NOPERM this user has no permissions to run the 'getex' command", "'getex'"),
-            ("DENIED Redis is running in protected mode", "protected mode"),
-            ("MOVED 123 127.0.0.1:7002", "redis-cluster://"),
-            ("Custom { kind: InvalidData, error: InvalidCertificate(UnknownIssuer) }", "verified: UnknownIssuer"),
-        ] {
-            let rejection = rejection(details).unwrap();
-            assert!(rejection.contains(expected), "{rejection}");
-        }
-        for passing in [
-            "Connection refused",
-            "ERR max number of clients reached",
-            "ERR max daily request limit exceeded. Limit: 10000, Usage: 10000.",
-            "LOADING Redis is loading the dataset in memory",
-            "READONLY You can't write against a read only replica.",
-            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
-            "CLUSTERDOWN The cluster is down",
-            "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
-            "OOM command not allowed when used memory > 'maxmemory'.",
-            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
-            "NOREPLICAS Not enough good replicas to write.",
-            "TRYAGAIN Multiple keys request during rehashing of slot",
-        ] {
-            assert_eq!(rejection(passing), None);
-        }
     }
 }

@@ -17,9 +17,9 @@ use super::{
     ttl::SessionTtl,
 };
 
-/// The most bytes that the sessions take, as [`Session::weight`] estimates them. Beyond it, the sessions that were
+/// The most bytes that the sessions take, as [`StoredSession::weight`] estimates them. Beyond it, the sessions that were
 /// used least recently end early.
-pub const MAX_BYTES: u64 = 40_000_000;
+pub const MAX_MEMORY_BYTES: u64 = 40_000_000;
 
 /// The bytes of a session without its value: estimated from the sizes of the types, and checked by
 /// `tests/sessions/bounded.rs`.
@@ -30,14 +30,14 @@ const STEP: usize = 256;
 
 /// The sessions. A clone is another handle on the same ones.
 #[derive(Clone, Debug)]
-pub struct MemorySessions {
-    cache: Cache<Id, Arc<Mutex<Session>>>,
+pub struct MemoryStore {
+    cache: Cache<Id, Arc<Mutex<StoredSession>>>,
     ttl: SessionTtl,
 }
 
 /// A session, with its value as in Redis.
 #[derive(Debug)]
-struct Session {
+struct StoredSession {
     value: Bytes,
     ends: Instant,
 }
@@ -45,7 +45,7 @@ struct Session {
 /// A value, and how long it lives.
 type Sealed = (Bytes, Duration);
 
-impl Session {
+impl StoredSession {
     fn lives(&self) -> bool {
         self.ends > Instant::now()
     }
@@ -56,12 +56,12 @@ impl Session {
     }
 }
 
-impl MemorySessions {
+impl MemoryStore {
     /// No sessions yet.
     pub fn new(ttl: SessionTtl) -> Self {
         let cache = Cache::builder()
-            .max_capacity(MAX_BYTES)
-            .weigher(|_, session: &Arc<Mutex<Session>>| session.lock().weight().try_into().unwrap_or(u32::MAX))
+            .max_capacity(MAX_MEMORY_BYTES)
+            .weigher(|_, session: &Arc<Mutex<StoredSession>>| session.lock().weight().try_into().unwrap_or(u32::MAX))
             // The cache's default policy prefers sessions that are viewed often. Once it is full, it would
             // reject every new visitor.
             .eviction_policy(EvictionPolicy::lru())
@@ -75,7 +75,7 @@ impl MemorySessions {
         // Never an id that a client sent.
         let id = Id::default();
         let (value, ttl) = self.seal(&id, contents.clone())?.ok_or(Error::Ended)?;
-        let session = Session { value: value.clone(), ends: Instant::now() + ttl };
+        let session = StoredSession { value: value.clone(), ends: Instant::now() + ttl };
         self.cache.insert(id, Arc::new(Mutex::new(session)));
         Ok((id, value))
     }
@@ -147,8 +147,8 @@ mod tests {
     use super::*;
 
     /// The sessions of visitors who come one after the other and do this.
-    fn visitors(number: usize, mut visit: impl FnMut(&MemorySessions, Id)) -> (MemorySessions, Vec<Id>) {
-        let sessions = MemorySessions::new(SessionTtl::new(Duration::from_secs(60), None));
+    fn visitors(number: usize, mut visit: impl FnMut(&MemoryStore, Id)) -> (MemoryStore, Vec<Id>) {
+        let sessions = MemoryStore::new(SessionTtl::new(Duration::from_secs(60), None));
         let ids: Vec<_> = (0..number)
             .map(|_| {
                 let (id, _) = sessions.create(&Contents::default()).unwrap();
@@ -160,11 +160,11 @@ mod tests {
         (sessions, ids)
     }
 
-    fn assert_bounded(sessions: &MemorySessions, ids: &[Id]) {
+    fn assert_bounded(sessions: &MemoryStore, ids: &[Id]) {
         let lives = |id: &&Id| sessions.cache.contains_key(*id);
         let weight = |id| sessions.cache.get(id).unwrap().lock().weight();
         let kept: usize = ids.iter().filter(lives).map(weight).sum();
-        assert!(kept <= MAX_BYTES as usize && kept > MAX_BYTES as usize / 2, "{kept} bytes are kept");
+        assert!(kept <= MAX_MEMORY_BYTES as usize && kept > MAX_MEMORY_BYTES as usize / 2, "{kept} bytes are kept");
         assert!(!lives(&&ids[0]) && lives(&&ids[ids.len() - 1]), "the oldest session has not ended");
     }
 

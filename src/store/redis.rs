@@ -19,14 +19,14 @@ use super::{
 
 /// The sessions in one Redis, for one thread. A clone is another handle on the same ones.
 #[derive(Clone, Debug)]
-pub struct RedisSessions {
+pub struct RedisStore {
     link: RedisLink,
     /// Those of all threads.
     links: Arc<[RedisLink]>,
     committer: Committer<RedisLink>,
 }
 
-impl RedisSessions {
+impl RedisStore {
     /// The sessions in this Redis, for each of these threads. Connecting goes on in the background.
     pub fn open(redis: &Config, ttl: SessionTtl, threads: &[Handle]) -> impl Iterator<Item = Self> {
         let (instance, log) = (Arc::<Instance>::default(), Arc::<Log>::default());

@@ -8,7 +8,7 @@ use tower_sessions::session::Id;
 
 /// The most bytes that remembered values take, in both generations together: some 40,000 sessions of three pages. A
 /// visitor who comes back after so many others costs one more command.
-const MAX_BYTES: usize = 8_000_000;
+const MAX_REMEMBERED_BYTES: usize = 8_000_000;
 
 /// What a value takes beside its bytes: its place in a hash table that is half full, and two allocations.
 const OVERHEAD: usize = 130;
@@ -36,7 +36,7 @@ impl Remembered {
     /// Remembers the value of a session.
     pub fn put(&mut self, id: Id, value: Bytes) {
         self.bytes += value.len() + OVERHEAD;
-        if self.bytes > MAX_BYTES / 2 {
+        if self.bytes > MAX_REMEMBERED_BYTES / 2 {
             self.bytes = value.len() + OVERHEAD;
             self.old = mem::take(&mut self.young);
         }
@@ -82,7 +82,7 @@ mod tests {
                 let values = remembered.young.values().chain(remembered.old.values());
                 if id % 1000 == 0 {
                     let bytes: usize = values.map(|value| value.len() + OVERHEAD).sum();
-                    assert!(bytes <= MAX_BYTES, "{bytes} bytes of values of {size}");
+                    assert!(bytes <= MAX_REMEMBERED_BYTES, "{bytes} bytes of values of {size}");
                 }
             }
             assert_eq!(remembered.take(&Id(99_999)), Some(value(size)));
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn the_newest_value_counts() {
         let mut remembered = Remembered::default();
-        let half = MAX_BYTES / 2 - 2 * OVERHEAD;
+        let half = MAX_REMEMBERED_BYTES / 2 - 2 * OVERHEAD;
         remembered.put(Id(1), value(1));
         remembered.put(Id(2), value(half));
         remembered.put(Id(1), value(2));

@@ -19,8 +19,8 @@ const _: () = assert!(PATIENCE.as_millis() + UNRESPONSIVE.as_millis() <= DEADLIN
 
 /// The pause before the next attempt doubles from the shortest to the longest. Moving the keys of a Cluster takes
 /// a while.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LAST_PAUSE: Duration = Duration::from_millis(40);
 
 /// The outcome of a command that may have been sent several times.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
     mut attempt: impl FnMut(Instant) -> F,
 ) -> Answer<T> {
     let send_by = Instant::now() + PATIENCE;
-    let mut pause = SHORTEST_PAUSE;
+    let mut pause = FIRST_PAUSE;
     let mut is_in_doubt = false;
     loop {
         let reply = attempt(send_by).await;
@@ -62,6 +62,6 @@ pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
             return Answer { reply, is_in_doubt };
         }
         sleep(pause).await;
-        pause = LONGEST_PAUSE.min(2 * pause);
+        pause = LAST_PAUSE.min(2 * pause);
     }
 }

@@ -14,8 +14,8 @@ pub const ENDED_TTL: Duration = Duration::from_secs(30);
 /// How long sessions live.
 ///
 /// Every write of a session gives it its time to live again, counted by Redis from the write's arrival. The answer comes
-/// at most [`DEADLINE`] later, hence the difference to what the setting promises. Its last day is counted by the clocks
-/// of the instances.
+/// at most [`DEADLINE`] later, hence the difference to what the setting promises. Its age is counted by the clocks of
+/// the instances.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionTtl {
     idle: Duration,
@@ -26,7 +26,7 @@ pub struct SessionTtl {
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     now: OffsetDateTime,
-    /// When a session that is written now ends, if not earlier on its last day.
+    /// When a session that is written now ends, if it does not reach its maximum age before.
     end: OffsetDateTime,
 }
 
@@ -50,8 +50,8 @@ impl SessionTtl {
         Now { now: whole(now), end: whole(now + self.idle) }
     }
 
-    /// The value of a session that is written now, and its time to live; none if its last day is over. If sessions have a
-    /// last day, and this one does not know when it began, it begins now.
+    /// The value of a session that is written now, and its time to live; none if it has reached its maximum
+    /// age. If there is such an age, and the session does not know when it began, it begins now.
     ///
     /// # Errors
     /// As for [`Contents::encode`].
@@ -64,7 +64,7 @@ impl SessionTtl {
         Ok(Some((contents.encode(id, expiry)?, left)))
     }
 
-    /// The time that a session has to live if it is written now; none if its last day is over.
+    /// The time that a session has to live if it is written now; none if it has reached its maximum age.
     fn left(self, contents: &Contents, now: OffsetDateTime) -> Option<Duration> {
         if contents.is_ended {
             return Some(ENDED_TTL);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_has_a_last_day_if_there_is_one() {
+    fn a_session_has_a_maximum_age_if_there_is_one() {
         let idle = SessionTtl::new(HOUR, None);
         let aged = SessionTtl::new(HOUR, Some(24 * HOUR));
         for (ttl, begun, now, expected) in [

@@ -16,9 +16,8 @@ use tower::{Service, service_fn};
 
 use super::{
     error::{self, Error},
-    health,
-    page::Format,
-    pages,
+    format::Format,
+    health, pages,
     session::{self, Sessions},
     views::{self, Counted, Uncounted},
 };

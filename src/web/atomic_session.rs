@@ -10,7 +10,7 @@ use tower_sessions::Session;
 
 use super::{
     error::Error,
-    request_session::RequestSession,
+    request_store::RequestStore,
     views::{Counted, Uncounted},
 };
 use crate::store::{self, committer::Change};
@@ -22,7 +22,7 @@ use crate::store::{self, committer::Change};
 /// [`with_session`](super::app::with_session).
 #[derive(Clone, Debug)]
 pub struct AtomicSession {
-    state: Arc<RequestSession>,
+    state: Arc<RequestStore>,
     session: Session,
     /// The view's count, if it was counted.
     pub(super) count: Option<u64>,
@@ -43,7 +43,7 @@ impl<S: HasSession> FromRequestParts<S> for AtomicSession {
 }
 
 impl AtomicSession {
-    pub(super) fn new(state: Arc<RequestSession>, session: Session, count: Option<u64>) -> Self {
+    pub(super) fn new(state: Arc<RequestStore>, session: Session, count: Option<u64>) -> Self {
         Self { state, session, count }
     }
 
@@ -114,13 +114,13 @@ impl AtomicSession {
         Ok(())
     }
 
-    /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and begins its last day anew:
+    /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and counts its age from now on:
     /// for a login. See [`Config::session_max_age`](crate::config::Config::session_max_age).
     ///
     /// # Errors
     /// [`Error::Session`] if the session cannot be read.
     pub async fn log_in(&self) -> Result<(), Error> {
-        self.state.begin_last_day();
+        self.state.restart_age();
         Ok(self.session.cycle_id().await?)
     }
 }

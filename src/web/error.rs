@@ -13,7 +13,7 @@ use axum::{
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
-use super::page::{Format, Page};
+use super::format::{Format, Page};
 use crate::{
     store::{self, DEADLINE},
     telemetry,
@@ -57,7 +57,7 @@ pub enum Error {
     TooLarge,
     /// There was no answer within [`DEADLINE`].
     #[error("your session cannot be reached, please try again")]
-    Late,
+    TimedOut,
 }
 
 impl Error {
@@ -82,7 +82,9 @@ impl Error {
             Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
             Self::Session => "This page's data may not have been saved. No earlier view is affected.",
-            Self::MaybeCounted | Self::Late => "This view may or may not have been counted. No other view is affected.",
+            Self::MaybeCounted | Self::TimedOut => {
+                "This view may or may not have been counted. No other view is affected."
+            }
         }
     }
 
@@ -156,7 +158,7 @@ pub fn with_deadline(response: impl Future<Output = Result<Response, Infallible>
         Ok(Ok(response)) => response,
         Err(_) => {
             telemetry::warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
-            Error::Late.into_response()
+            Error::TimedOut.into_response()
         }
     })
 }

@@ -107,7 +107,7 @@ async fn read_rest(mut body: Incoming, activity: Arc<Activity>) {
 }
 
 /// A client's connection. It notes what the client does, and closes only after what the client still sends.
-pub struct Stream {
+pub struct ClientStream {
     tcp: TcpStream,
     activity: Arc<Activity>,
     /// The last four bytes that came.
@@ -122,7 +122,7 @@ struct Closing {
     time: Pin<Box<Sleep>>,
 }
 
-impl Stream {
+impl ClientStream {
     /// A new connection.
     pub fn new(tcp: TcpStream, activity: Arc<Activity>) -> Self {
         Self { tcp, activity, tail: 0, closing: None }
@@ -134,7 +134,7 @@ fn is_empty_line(tail: u32) -> bool {
     tail & 0xffff == 0x0a0a || tail & 0xff_ffff == 0x0a_0d0a
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for ClientStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.tcp).poll_read(context, buf))?;
@@ -148,7 +148,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.tcp).poll_write(context, bytes);
         self.activity.is_taking(written.is_ready());

@@ -11,7 +11,7 @@ use axum::{
 use futures_util::stream::empty;
 
 use super::{
-    page::{Format, Page},
+    format::{Format, Page},
     views::{Counted, ViewCount},
 };
 use crate::config::Config;

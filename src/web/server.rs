@@ -38,7 +38,7 @@ use tracing::warn;
 use super::{
     connections::{Activity, Connections, ResponseBody},
     host,
-    leftover::{RequestBody, Stream},
+    leftover::{ClientStream, RequestBody},
 };
 use crate::{store::DEADLINE, telemetry::warn_once_a_minute};
 
@@ -163,7 +163,7 @@ where
             // Responses are written in one piece, so nothing is gained by gathering them.
             let _ = stream.set_nodelay(true);
             let place = connections.place(thread).await;
-            let stream = Stream::new(stream, place.activity.clone());
+            let stream = ClientStream::new(stream, place.activity.clone());
             let (runtime, service) = &threads[thread];
             let (activity, service) = (place.activity.clone(), service.clone());
             let on_request = service_fn(move |request: hyper::Request<Incoming>| {

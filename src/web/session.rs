@@ -17,7 +17,7 @@ use super::{
     cross_site::is_forged,
     error::Error,
     forwarded::warn_of_plain_http,
-    request_session::RequestSession,
+    request_store::RequestStore,
 };
 use crate::{
     config::Config,
@@ -78,7 +78,7 @@ impl Sessions {
 
     /// A session that lives, and its value if that is known.
     pub fn open(&self, received: ReceivedCookie, value: Option<Bytes>) -> OpenSession {
-        let (state, session) = RequestSession::of(self.store(), received.id, value);
+        let (state, session) = RequestStore::of(self.store(), received.id, value);
         OpenSession { sessions: self.clone(), received: Some(received), state, session }
     }
 
@@ -93,7 +93,7 @@ impl Sessions {
         if received.is_none() && self.cookie().is_secure() {
             warn_of_plain_http(headers);
         }
-        let (state, session) = RequestSession::beginning(self.store(), first_view);
+        let (state, session) = RequestStore::beginning(self.store(), first_view);
         OpenSession { sessions: self.clone(), received, state, session }
     }
 }
@@ -102,7 +102,7 @@ impl Sessions {
 pub struct OpenSession {
     sessions: Sessions,
     received: Option<ReceivedCookie>,
-    state: Arc<RequestSession>,
+    state: Arc<RequestStore>,
     session: Session,
 }
 

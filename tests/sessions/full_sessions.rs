@@ -19,7 +19,7 @@ use tower_sessions_redis_store::RedisStore;
 
 use crate::common::{Answer, BROWSER, Redis, Visitor, serve, session_id};
 
-const MAX_BYTES: usize = 64 * 1024;
+const MAX_SESSION_BYTES: usize = 64 * 1024;
 
 /// Keeps a text of so many bytes.
 async fn keep(session: Session, Path(bytes): Path<usize>) -> Result<&'static str, Error> {
@@ -76,7 +76,7 @@ async fn a_value_that_is_too_large() {
             assert_eq!(visitor.count(&service, "/").await, 1);
             assert_eq!(visitor.view(&service, "/keep/60000").await.body, "kept");
         }
-        for (refusals, bytes) in [(1, MAX_BYTES), (2, 1_000_000), (3, MAX_BYTES - 1)] {
+        for (refusals, bytes) in [(1, MAX_SESSION_BYTES), (2, 1_000_000), (3, MAX_SESSION_BYTES - 1)] {
             assert_refused(&visitor.view(&service, &format!("/keep/{bytes}")).await);
             // The view counts, whatever becomes of the page's data.
             assert_refused(&visitor.view(&service, &format!("/counted/keep/{bytes}")).await);
@@ -130,7 +130,7 @@ async fn a_path_with_a_parameter() {
     }
     for id in redis.keys() {
         let bytes: usize = redis.cli(&["STRLEN", &id]).parse().unwrap();
-        assert!(bytes <= MAX_BYTES + 100, "{bytes} bytes");
+        assert!(bytes <= MAX_SESSION_BYTES + 100, "{bytes} bytes");
     }
 }
 

@@ -240,7 +240,7 @@ async fn an_ended_session_is_forgotten() {
 }
 
 #[tokio::test]
-async fn a_session_ends_on_its_last_day_however_busy() {
+async fn a_session_ends_at_its_maximum_age_however_busy() {
     const MAX_AGE: std::time::Duration = std::time::Duration::from_secs(4);
     let redis = Redis::start();
     let url = redis.url();
@@ -275,7 +275,7 @@ async fn a_session_ends_on_its_last_day_however_busy() {
         tokio::time::sleep(MAX_AGE / 2).await;
         assert_eq!(browser.post(&services[0], "/login", "Ann").await.status, 303);
         tokio::time::sleep(MAX_AGE * 5 / 8).await;
-        assert_eq!(count(&browser.get(&services[0], "/").await), 2, "the login has not begun the last day anew");
+        assert_eq!(count(&browser.get(&services[0], "/").await), 2, "the login has not restarted the age");
     }
 }
 

@@ -18,7 +18,7 @@
 //! - `model.rs`, `lua.rs`: Redis's commands, and its script.
 //! - `truth.rs`: what must hold. It knows what Redis holds, decoded as tower-sessions-redis-store does, and what requests
 //!   were answered, and nothing of the committer.
-//! - `mutants.rs`: faults in the script, each of which must be found; `tests/scripts/mutants` has those in Rust.
+//! - `script_faults.rs`: faults in the script, each of which must be found; `tests/scripts/mutants` has those in Rust.
 //!
 //! # How to add an event
 //! 1. Give `Event` a variant, or `Fate` if it happens to one sending, with all that it needs, drawn once: a history must
@@ -29,7 +29,7 @@
 //! 4. Say in `truth.rs` what must hold. Each command that Redis executes comes by in `judge_command`, each answer in a
 //!    `judge_…` of its own, and what is left over in `judge_end`. If the event takes away something that otherwise holds,
 //!    note for which session, as `broken` does, and not for all.
-//! 5. Add a fault to the mutants that only this event finds, and see it found.
+//! 5. Add a fault to one of these two lists that only this event finds, and see it found.
 //!
 //! # What is not played
 //! A command that was refused, or a new session's first value, never arrives a second time: TCP doubles nothing, and these
@@ -38,7 +38,7 @@
 mod events;
 mod lua;
 mod model;
-mod mutants;
+mod script_faults;
 mod truth;
 mod world;
 

@@ -26,7 +26,7 @@ use crate::store::{
 /// that the page ends, or that goes on under another id, ends only when the page has answered: first the new one
 /// stands.
 #[derive(Debug)]
-pub struct RequestSession {
+pub struct RequestStore {
     store: Store,
     state: Mutex<State>,
 }
@@ -43,8 +43,8 @@ struct State {
     first_view: Option<Box<str>>,
     /// The session that is to end.
     ending: Option<Id>,
-    /// Whether its last day begins anew, if it goes on under another id.
-    begins_last_day: bool,
+    /// Whether its age is counted from now on, if it goes on under another id.
+    restarts_age: bool,
     /// Whether the page has ended the session.
     is_over: bool,
     /// Why the store failed last.
@@ -54,7 +54,7 @@ struct State {
 /// A key of a session's data, and its new value; none if it is removed.
 type KeyChange = (String, Option<Value>);
 
-impl RequestSession {
+impl RequestStore {
     /// The session that has this value, or that is read when the page wants it.
     pub fn of(store: &Store, id: Id, value: Option<Bytes>) -> (Arc<Self>, Session) {
         Self::new(store, State { id: Some(id), value, ..State::default() })
@@ -76,9 +76,9 @@ impl RequestSession {
         self.state.lock().id.is_some()
     }
 
-    /// Lets the session's last day be counted from now on, when it goes on under another id.
-    pub fn begin_last_day(&self) {
-        self.state.lock().begins_last_day = true;
+    /// Lets the session's age be counted from now on, when it goes on under another id.
+    pub fn restart_age(&self) {
+        self.state.lock().restarts_age = true;
     }
 
     /// Changes the session, if it lives. Returns whether it does.
@@ -192,9 +192,9 @@ impl RequestSession {
             // `cycle_id` has given it another one.
             Some(old) => {
                 let mut change = self.changes_of(&record.data);
-                let begins_last_day = self.state.lock().begins_last_day;
+                let restarts_age = self.state.lock().restarts_age;
                 let change_contents = |contents: &mut Contents<'_>| {
-                    if begins_last_day {
+                    if restarts_age {
                         contents.begun = None;
                     }
                     contents.change(&mut change)
@@ -246,7 +246,7 @@ impl RequestSession {
 }
 
 #[async_trait]
-impl SessionStore for RequestSession {
+impl SessionStore for RequestStore {
     async fn create(&self, record: &mut Record) -> session_store::Result<()> {
         record.id = self.checked(Box::pin(self.create_session(record)).await)?;
         Ok(())
