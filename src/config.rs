@@ -77,7 +77,7 @@ pub struct Config {
     #[arg(long, env = "SESSION_COOKIE", value_parser = setting(cookie_name))]
     session_cookie: Option<String>,
 
-    /// Log level: off, error, warn, info, debug or trace; or TARGET=LEVEL,...
+    /// Log level: off, error, warn, info or debug; or TARGET=LEVEL,...
     #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = setting(rust_log))]
     pub rust_log: Targets,
 
@@ -300,7 +300,7 @@ fn rust_log(value: &str) -> Result<Targets, String> {
         format!("{QUIET},{value}").parse().map_err(|error: ParseError| error.to_string())
     };
     filter.map_err(|problem| {
-        format!("is not a filter: {problem}; allowed: off, error, warn, info, debug or trace, or TARGET=LEVEL,...")
+        format!("is not a filter: {problem}; allowed: off, error, warn, info or debug, or TARGET=LEVEL,...")
     })
 }
 

@@ -68,10 +68,11 @@ impl Store {
     /// If the store cannot be reached, does not answer or refuses. Then there may be a session more, of which nobody
     /// knows the id.
     pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
-        match &self.0 {
-            Backend::Redis(sessions) => sessions.create(contents).await,
-            Backend::Memory(sessions) => sessions.create(contents),
-        }
+        let created = match &self.0 {
+            Backend::Redis(redis) => redis.committer.create(contents).await,
+            Backend::Memory(memory) => memory.create(contents),
+        };
+        created.inspect_err(Error::report)
     }
 
     /// The value of a session, which [`Contents::decode`] reads; nothing if there is no such session. It is not renewed.
@@ -79,10 +80,11 @@ impl Store {
     /// # Errors
     /// If the store cannot be reached, does not answer or refuses; [`Error::Ended`].
     pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
-        match &self.0 {
-            Backend::Redis(sessions) => sessions.read(id).await,
-            Backend::Memory(sessions) => sessions.read(id),
-        }
+        let read = match &self.0 {
+            Backend::Redis(redis) => redis.committer.read(id).await,
+            Backend::Memory(memory) => memory.read(id),
+        };
+        read.inspect_err(Error::report)
     }
 
     /// Applies a change to a session, exactly once, and renews the session. Returns what the session then holds; nothing
@@ -93,10 +95,11 @@ impl Store {
     /// [`Error::Unanswered`] or [`Error::Garbled`] it may have been applied; after any other error it was not. No other
     /// change is affected.
     pub async fn change(&self, id: Id, change: Change) -> Outcome {
-        match &self.0 {
-            Backend::Redis(sessions) => sessions.change(id, change).await,
-            Backend::Memory(sessions) => sessions.change(id, change),
-        }
+        let outcome = match &self.0 {
+            Backend::Redis(redis) => redis.committer.change(id, change).await,
+            Backend::Memory(memory) => memory.change(id, change),
+        };
+        outcome.inspect_err(Error::report)
     }
 
     /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new id
@@ -110,10 +113,11 @@ impl Store {
         old: &Id,
         change: impl FnMut(&mut Contents) -> Result<(), Error>,
     ) -> Result<Option<(Id, Bytes)>, Error> {
-        match &self.0 {
-            Backend::Redis(sessions) => sessions.change_id(old, change).await,
-            Backend::Memory(sessions) => sessions.change_id(old, change),
-        }
+        let changed = match &self.0 {
+            Backend::Redis(redis) => redis.committer.change_id(old, change).await,
+            Backend::Memory(memory) => memory.change_id(old, change),
+        };
+        changed.inspect_err(Error::report)
     }
 
     /// Checks that a view could be counted now, on any thread.
@@ -122,7 +126,7 @@ impl Store {
     /// If not: the store cannot be reached, does not answer or refuses.
     pub async fn ready(&self) -> Result<(), Error> {
         match &self.0 {
-            Backend::Redis(sessions) => sessions.ready().await,
+            Backend::Redis(redis) => redis.ready().await,
             Backend::Memory(_) => Ok(()),
         }
     }
@@ -133,7 +137,7 @@ impl Store {
     /// The reason, if Redis rejects the settings.
     pub async fn connected(&self) -> Result<(), String> {
         match &self.0 {
-            Backend::Redis(sessions) => sessions.connected().await,
+            Backend::Redis(redis) => redis.connected().await,
             Backend::Memory(_) => Ok(()),
         }
     }
@@ -141,7 +145,7 @@ impl Store {
     /// Resolves with the reason if Redis rejects the settings. It does not resolve during an outage.
     pub async fn rejected(&self) -> String {
         match &self.0 {
-            Backend::Redis(sessions) => sessions.rejected().await,
+            Backend::Redis(redis) => redis.rejected().await,
             Backend::Memory(_) => std::future::pending().await,
         }
     }

@@ -10,12 +10,8 @@ use std::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use serde::Serialize;
-use serde_json::Value;
-use tracing::{
-    Event, Level, Subscriber, debug,
-    field::{Field, Visit},
-    warn,
-};
+use tracing::{Event, Level, Subscriber, debug, warn};
+use tracing_serde::fields::{AsMap, SerializeFieldMap};
 use tracing_subscriber::{
     Layer,
     fmt::{
@@ -117,7 +113,7 @@ struct CloudLogging {
 /// A log entry. The names of its fields are Cloud Logging's:
 /// <https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields>.
 #[derive(Serialize)]
-struct LogEntry {
+struct LogEntry<'a> {
     severity: &'static str,
     /// RFC 3339, in UTC.
     time: String,
@@ -125,12 +121,8 @@ struct LogEntry {
     trace: Option<String>,
     /// The event's own fields, `message` among them.
     #[serde(flatten)]
-    fields: Fields,
+    fields: SerializeFieldMap<'a, Event<'a>>,
 }
-
-#[derive(Default, Serialize)]
-#[serde(transparent)]
-struct Fields(BTreeMap<&'static str, Value>);
 
 impl<S, N> FormatEvent<S, N> for CloudLogging
 where
@@ -150,32 +142,8 @@ where
             let (project, id) = (self.project.as_ref()?, trace.id()?);
             Some(format!("projects/{project}/traces/{id}"))
         });
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let entry = LogEntry { severity, time, trace: trace.ok().flatten(), fields };
+        let entry = LogEntry { severity, time, trace: trace.ok().flatten(), fields: event.field_map() };
         let line = serde_json::to_string(&entry).map_err(|_| fmt::Error)?;
         writeln!(writer, "{line}")
-    }
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.insert(field.name(), format!("{value:?}").into());
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name(), value.into());
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.0.insert(field.name(), value.into());
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.0.insert(field.name(), value.into());
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.0.insert(field.name(), value.into());
     }
 }

@@ -78,12 +78,13 @@ use super::{
 /// instance at once.
 const MAX_CHANGES: usize = 2 * MAX_BATCH;
 
-/// How long an instance that has written a session after a conflict leaves it to others, at least. More changes join
-/// meanwhile.
+/// An instance that has written a session after a conflict with another one does not write it again for at least this
+/// long. Changes that arrive meanwhile wait, and share the next write.
 const SHORTEST_TURN: Duration = Duration::from_millis(5);
 
-/// One in so many writes of a session that other instances write too is followed by a break of [`BREAK`]. Else an instance
-/// that writes it at shorter intervals than another's round trip would always be first, and the other's never stored.
+/// After one in so many writes of a session that other instances write too, an instance does not write it for [`BREAK`].
+/// Otherwise an instance whose writes follow each other faster than another's round trip would always be first, and nothing
+/// of the other one would ever be stored.
 const BREAK_EVERY: u64 = 25;
 
 /// Long enough for one and a half round trips of the others.

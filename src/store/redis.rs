@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use fred::{bytes::Bytes, types::config::Config};
+use fred::types::config::Config;
 use futures_util::future::{join_all, select_all, try_join_all};
 use tokio::{runtime::Handle, time::timeout};
-use tower_sessions::session::Id;
 
 use super::{
-    committer::{Change, Committer, Instance, Outcome},
+    committer::{Committer, Instance},
     compare_and_set::CompareAndSet,
-    contents::Contents,
     error::Error,
     redis_link::{Log, RedisLink},
     retry::PATIENCE,
@@ -23,7 +21,8 @@ pub struct RedisStore {
     link: RedisLink,
     /// Those of all threads.
     links: Arc<[RedisLink]>,
-    committer: Committer<RedisLink>,
+    /// Changes the sessions.
+    pub committer: Committer<RedisLink>,
 }
 
 impl RedisStore {
@@ -40,30 +39,6 @@ impl RedisStore {
         let links: Arc<[_]> = opened.iter().map(|(link, _)| link.clone()).collect();
         let sessions = move |(link, committer)| Self { link, links: links.clone(), committer };
         opened.into_iter().map(sessions)
-    }
-
-    /// See [`super::Store::create`].
-    pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
-        self.committer.create(contents).await.inspect_err(Error::report)
-    }
-
-    /// See [`super::Store::read`].
-    pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
-        self.committer.read(id).await.inspect_err(Error::report)
-    }
-
-    /// See [`super::Store::change`].
-    pub async fn change(&self, id: Id, change: Change) -> Outcome {
-        self.committer.change(id, change).await.inspect_err(Error::report)
-    }
-
-    /// See [`super::Store::change_id`].
-    pub async fn change_id(
-        &self,
-        old: &Id,
-        change: impl FnMut(&mut Contents) -> Result<(), Error>,
-    ) -> Result<Option<(Id, Bytes)>, Error> {
-        self.committer.change_id(old, change).await.inspect_err(Error::report)
     }
 
     /// See [`super::Store::ready`]. Only this thread's link is asked by a command, which hosts bill; the others need

@@ -32,13 +32,13 @@ const MAX_CONNECTIONS: usize = 1250;
 /// at a time: over HTTP/2 it can otherwise have 16, and each holds some 8 kB.
 const MAX_REQUESTS: usize = 1250;
 
-/// A thread that has no more connections than this gets another before the next thread gets any. So few do not fill a
-/// core, and views on one thread share calls: with eight connections on two threads, a view was measured to cost a third more
-/// CPU and two tenths of a command.
+/// A new connection goes to the first thread that has no more than this many. So few do not fill a core, and views on one
+/// thread share calls: with eight connections on two threads, a view was measured to cost a third more CPU and two tenths
+/// of a command.
 const FEW: usize = 8;
 
-/// The places that a new connection should find free. Below it, an idle connection is asked to end, so that it has time
-/// to, while the new one need not wait. It stops clients that fill all places and end none.
+/// With fewer free places than this, each new connection makes an idle one end. The idle one has time for that, since the
+/// new one takes a free place and does not wait. It stops clients that fill all places and end none.
 const SPARE: usize = 50;
 
 /// A connection that waits for a request's end or for its client to take a response is closed after this. It stops
