@@ -2,8 +2,8 @@
 //! visitor, for Cloud Run and other container platforms.
 //!
 //! # Layout
-//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`telemetry`] and [`config`]; the log goes to
-//! [`output`]. Nothing imports in the other direction. In the order in which to read them:
+//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]; the log is formatted
+//! by [`telemetry`] and written by [`output`]. Nothing imports in the other direction. In the order in which to read them:
 //!
 //! 1. `main.rs` and [`program`]: the program, from its settings to its end, and its threads.
 //! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
@@ -17,12 +17,13 @@
 //!      [`store::compare_and_set`], with its script; `pacing.rs` decides how many sessions share a call, `remembered.rs`
 //!      keeps the values that were written last, `retry.rs` sends again.
 //!    - `store/redis_link.rs`: sending commands, and reconnecting; `store/redis_client.rs`: connecting once;
-//!      `store/addresses.rs`: to which address; `store/rejection.rs`: what ends a start; `store/error.rs`: what can fail.
+//!      `store/addresses.rs`: to which address; `store/rejection.rs`: what stops the program at its start; `store/error.rs`: what can fail.
 //!    - `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
 //! 4. [`web::error`]: the status code and text of each error; [`web::server`]: listener, limits and shutdown;
-//!    `web/connections.rs`: which clients' connections may stay; `web/leftover.rs`: what clients send and no page reads;
+//!    `web/connections.rs`: which clients' connections may stay, by their `web/activity.rs`; `web/drain.rs`: what clients
+//!    send and no page reads;
 //!    `web/host.rs`, `web/forwarded.rs` and `web/cross_site.rs`: what a request says of its host, its proxies and the site
-//!    that it comes from; [`web::health`], [`config`], [`telemetry`] and [`output`].
+//!    that it comes from; [`web::health`], [`config`], [`telemetry`] with [`trace`], [`warnings`] and [`output`].
 //!
 //! What is `pub` is for the program, for services that are built on it as in `examples/`, and for the tests.
 //!
@@ -39,13 +40,13 @@
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
 //! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one
 //!   path.
-//! - *Session*: what the cookie's id names. *Value*: what Redis holds of it, a record of tower-sessions. *Contents*: the
-//!   same, decoded. *Own data*: the part of it that pages keep.
+//! - *Session*: what the cookie's id names. *Value*: the session as Redis holds it, a record of tower-sessions. *Contents*:
+//!   the value, decoded. *Own data*: the part of the contents that pages keep.
 //! - *Change*: a function from contents to contents. *Write*: changes of one session that are stored together.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
 //! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it.
 //! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
-//! - *Connection*: a client's. *Link*: a thread's handle to Redis. It reconnects forever, with one fred client after another.
+//! - *Connection*: in `web/`, a client's. *Link*: a thread's handle to Redis, which has a connection, and reconnects forever.
 //! - *Instance*: a process of the service, with a thread for each core.
 //! - *Renew*: give a session its full time to live.
 
@@ -54,6 +55,8 @@ pub mod output;
 pub mod program;
 pub mod store;
 pub mod telemetry;
+pub mod trace;
+pub mod warnings;
 pub mod web;
 
 /// Compiles the README's example.

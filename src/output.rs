@@ -131,7 +131,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 /// Writes a line to standard error, and does not wait for long if nobody reads it.
-pub fn complain(problem: impl Display) {
+pub fn print_error(problem: impl Display) {
     let line = format!("{problem}\n");
     let (done, written) = mpsc::channel();
     let writer = thread::Builder::new().spawn(move || {
@@ -144,10 +144,10 @@ pub fn complain(problem: impl Display) {
 }
 
 /// From now on, a panic writes these lines and its own, and ends the process even if nobody reads them.
-pub fn complain_of_panics(lines: Lines) {
+pub fn print_panics(lines: Lines) {
     panic::set_hook(Box::new(move |panic| {
         lines.flush();
         let thread = thread::current();
-        complain(format_args!("thread '{}' {panic}", thread.name().unwrap_or("?")));
+        print_error(format_args!("thread '{}' {panic}", thread.name().unwrap_or("?")));
     }));
 }

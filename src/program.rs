@@ -18,7 +18,7 @@ use tracing::info;
 
 use crate::{
     config::Config,
-    output::{complain, complain_of_panics},
+    output::{print_error, print_panics},
     store::Store,
     telemetry,
     web::{app, server},
@@ -36,24 +36,24 @@ pub fn run(routes: fn(&Store, &Config) -> Router) -> ExitCode {
     let config = match Config::read() {
         Ok(config) => config,
         Err(problem) => {
-            complain(problem);
+            print_error(problem);
             return ExitCode::from(2);
         }
     };
     let log = match telemetry::init(&config) {
         Ok(log) => log,
         Err(error) => {
-            complain(format_args!("the log cannot start: {error}"));
+            print_error(format_args!("the log cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
-    complain_of_panics(log.clone());
+    print_panics(log.clone());
     let outcome = start(&config, routes);
     log.flush();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            complain(problem);
+            print_error(problem);
             ExitCode::FAILURE
         }
     }
@@ -61,8 +61,8 @@ pub fn run(routes: fn(&Store, &Config) -> Router) -> ExitCode {
 
 fn start(config: &Config, routes: fn(&Store, &Config) -> Router) -> Result<(), String> {
     let cannot_start = |error| format!("the runtime cannot start: {error}");
-    // A runtime for each core, where connections stay. tokio's multi-threaded runtime would move views between threads,
-    // and they share calls: on two cores, that was measured to take a fifth of the views/s.
+    // A runtime for each core, where connections stay, because views on one thread share calls. tokio's multi-threaded
+    // runtime moves them between threads, which was measured to cost a fifth of the views/s on two cores.
     let cores = available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
     let build = |_| runtime::Builder::new_current_thread().enable_all().build();
     let mut runtimes = (0..cores).map(build).collect::<io::Result<Vec<_>>>().map_err(cannot_start)?;
@@ -91,7 +91,7 @@ async fn serve(config: &Config, routes: fn(&Store, &Config) -> Router, threads: 
         outcome.map_err(|problem| format!("REDIS_URL: {problem}"))?;
     }
     let listener = bound.listen().map_err(cannot_listen)?;
-    // With routes of its own, a thread shares no lock or counter of theirs.
+    // Each thread builds its own routes, so that it shares none of their locks and counters.
     let services = stores.iter().map(|store| app::service(routes(store, config)));
     let services = threads.iter().cloned().zip(services).collect();
     if let Ok(address) = listener.local_addr() {

@@ -10,7 +10,8 @@ use clap::Parser;
 use cloud_run_sessions::{
     config::Config,
     output::Lines,
-    telemetry::{self, Trace},
+    telemetry,
+    trace::Trace,
 };
 use futures_util::FutureExt;
 use libfuzzer_sys::fuzz_target;

@@ -26,13 +26,13 @@ use super::{
 
 const SCRIPT: &str = include_str!("compare_and_set.lua");
 
-/// One of many keys that no session has. They are as long as ids, so that a user's key pattern for ids allows them. Hyphens
-/// do not end an id: its last character stands for two bits.
+/// One of many keys that no session has. They are as long as ids, so that a user's key pattern for ids allows them. But
+/// they end with a hyphen, and an id's last character, which carries only two bits, never is one.
 pub fn no_session(number: u32) -> String {
     format!("{number:-<22}")
 }
 
-/// What sends commands to Redis: the connection, or the simulation in tests/.
+/// What sends commands to Redis: the link, or the simulation in tests/.
 pub trait SendCommand: Send + Sync + 'static {
     /// Sends a command once, until `send_by` at the latest. `key` is the index of its first key among the arguments; a
     /// command without keys goes to any server.
@@ -82,7 +82,7 @@ pub struct CompareAndSet {
     has_ifeq: AtomicBool,
     has_scripts: AtomicBool,
     /// Whether a call may have several keys. In a Cluster it may not.
-    takes_many: AtomicBool,
+    allows_several_keys: AtomicBool,
     is_clustered: bool,
 }
 
@@ -94,14 +94,14 @@ impl CompareAndSet {
             ttl,
             has_ifeq: true.into(),
             has_scripts: true.into(),
-            takes_many: (!is_clustered).into(),
+            allows_several_keys: (!is_clustered).into(),
             is_clustered,
         }
     }
 
     /// Whether one call can store several sessions.
     pub fn takes_many(&self) -> bool {
-        self.takes_many.load(Relaxed) && self.has_scripts.load(Relaxed)
+        self.allows_several_keys.load(Relaxed) && self.has_scripts.load(Relaxed)
     }
 
     /// Finds out whether the server accepts writes, and which forms it knows, by a command that changes nothing and, if
@@ -112,7 +112,7 @@ impl CompareAndSet {
     pub async fn check<R: SendCommand>(&self, redis: &R, send_by: Instant) -> Result<(), Error> {
         self.has_ifeq.store(true, Relaxed);
         self.has_scripts.store(true, Relaxed);
-        self.takes_many.store(!self.is_clustered, Relaxed);
+        self.allows_several_keys.store(!self.is_clustered, Relaxed);
         match Self::ask_to_write(redis, send_by, no_session(0)).await {
             // A full server refuses before it looks at the command's options.
             Err(error) if error.is_full() => Ok(()),
@@ -220,7 +220,7 @@ impl CompareAndSet {
             }
         }
         match self.run_script(redis, send_by, swaps).await {
-            Err(error) if swaps.len() > 1 && error.is_of_several_keys() => self.takes_many.store(false, Relaxed),
+            Err(error) if swaps.len() > 1 && error.is_cross_slot() => self.allows_several_keys.store(false, Relaxed),
             Err(error) if self.has_ifeq.load(Relaxed) && error.is_forbidden() => {
                 self.has_scripts.store(false, Relaxed);
             }

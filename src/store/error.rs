@@ -1,7 +1,7 @@
 //! What a store can fail with. Only this file, `rejection.rs` and the script read the texts of Redis's and fred's errors.
 
 use super::contents::{KEY, MAX_DEPTH, MAX_SESSION_BYTES};
-use crate::telemetry;
+use crate::warnings;
 
 /// Why the store failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum Error {
     Refused(String),
     /// As many changes as allowed are waiting for Redis, or other instances changed the session for too long. Nothing is
     /// changed.
-    #[error("too many views wait for Redis")]
+    #[error("too many changes are waiting for Redis")]
     Overloaded,
     /// Redis holds what neither this service nor tower-sessions wrote. Nothing is changed.
     #[error("a session's value cannot be read: neither this service nor tower-sessions wrote it")]
@@ -53,7 +53,7 @@ impl Error {
         let code = code(details);
         if !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
             Self::refused(details)
-        } else if details == MOVED {
+        } else if details == TOO_MANY_REDIRECTIONS {
             Self::Unreached
         } else {
             Self::Unanswered
@@ -81,7 +81,7 @@ impl Error {
             Self::Reserved => "reserved",
             Self::Mismatched => "mismatched",
         };
-        telemetry::warn_once_a_minute(kind, format_args!("a session could not be used: {self}"));
+        warnings::warn_once_a_minute(kind, format_args!("a session could not be used: {self}"));
     }
 
     /// Whether Redis does not have the script of this name yet.
@@ -105,7 +105,7 @@ impl Error {
     }
 
     /// Whether a Cluster refuses a command because its keys are in several slots.
-    pub(super) fn is_of_several_keys(&self) -> bool {
+    pub(super) fn is_cross_slot(&self) -> bool {
         self.has_code("CROSSSLOT")
     }
 
@@ -121,19 +121,24 @@ impl Error {
 }
 
 /// fred's error for a key that is on another node of the Cluster, or is moving there.
-const MOVED: &str = "Too many redirections.";
+const TOO_MANY_REDIRECTIONS: &str = "Too many redirections.";
 
 /// The kind of problem that Redis cannot be reached or does not answer.
 const OUTAGE: &str = "outage";
 
 /// The next such problem is the first of a new outage.
 pub(super) fn outage_is_over() {
-    telemetry::warn_anew(OUTAGE);
+    warnings::warn_anew(OUTAGE);
 }
 
 /// Whether a server that refuses with this error cannot act as a primary: it is a replica, or still loads its data.
 pub(super) fn is_unfit_server(error: &str) -> bool {
     ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"].contains(&code(error))
+}
+
+/// Whether a server that refuses with this error is not the one that has the key, in a Cluster.
+pub(super) fn is_moved(error: &str) -> bool {
+    code(error) == "MOVED"
 }
 
 /// Whether connecting failed with this error because the name of a host is unknown.
@@ -194,7 +199,7 @@ mod tests {
                 (error.is_unknown_option(), "option"),
                 (error.is_full(), "full"),
                 (error.is_forbidden(), "forbidden"),
-                (error.is_of_several_keys(), "several keys"),
+                (error.is_cross_slot(), "several keys"),
                 (error.is_passing(), "passing"),
             ];
             let kinds: Vec<_> = kinds.iter().filter(|(is, _)| *is).map(|(_, kind)| *kind).collect();

@@ -4,9 +4,9 @@
 //! Views that share a call cost fewer commands. So, as a rule, one call is in flight, and arriving views wait for the
 //! next. There are three cases:
 //!
-//! - Redis is far away: a call counts all that wait. If many do, it leaves after a short pause, in which visitors
+//! - Redis is far away: a call writes all that wait. If many do, it leaves after a short pause, in which visitors
 //!   who were just answered can ask again.
-//! - Redis is near: a call counts about half of all, so that Redis counts one half while this process answers the
+//! - Redis is near: a call writes about half of all, so that Redis works on one half while this process answers the
 //!   other.
 //! - Redis is next door, and few views wait: most of a call's time passes on the way, while neither Redis nor this
 //!   process has anything to do. So several calls are in flight. They are smaller, and cost more commands per view; but

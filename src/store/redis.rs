@@ -10,7 +10,7 @@ use super::{
     committer::{Committer, Instance},
     compare_and_set::CompareAndSet,
     error::Error,
-    redis_link::{Log, RedisLink},
+    redis_link::{OutageLog, RedisLink},
     retry::PATIENCE,
     ttl::SessionTtl,
 };
@@ -28,7 +28,7 @@ pub struct RedisStore {
 impl RedisStore {
     /// The sessions in this Redis, for each of these threads. Connecting goes on in the background.
     pub fn open(redis: &Config, ttl: SessionTtl, threads: &[Handle]) -> impl Iterator<Item = Self> {
-        let (instance, log) = (Arc::<Instance>::default(), Arc::<Log>::default());
+        let (instance, log) = (Arc::<Instance>::default(), Arc::<OutageLog>::default());
         let opened = threads.iter().map(|thread| {
             let _entered = thread.enter();
             let compare_and_set = Arc::new(CompareAndSet::new(ttl, redis.server.is_clustered()));
@@ -41,8 +41,8 @@ impl RedisStore {
         opened.into_iter().map(sessions)
     }
 
-    /// See [`super::Store::ready`]. Only this thread's link is asked by a command, which hosts bill; the others need
-    /// a link.
+    /// See [`super::Store::ready`]. It sends a command, which providers bill, on this thread's link only; of the other links
+    /// it checks that they are connected.
     pub async fn ready(&self) -> Result<(), Error> {
         self.link.accepts_views().await?;
         let all_linked = join_all(self.links.iter().map(RedisLink::client));

@@ -25,7 +25,7 @@ use super::{
     compare_and_set::{CompareAndSet, SendCommand, no_session},
     error::{Error, is_unknown_host, without_arguments},
 };
-use crate::telemetry::warn_once_a_minute;
+use crate::warnings::warn_once_a_minute;
 
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub async fn connect(
 ) -> Result<(Client, ConnectHandle), RedisError> {
     let config = reachable(config).await;
     let (client, mut end) = match init(&config).await {
-        Err(error) if is_unknown_host(error.details()) => init_despite(error, config).await,
+        Err(error) if is_unknown_host(error.details()) => init_single_node_cluster(error, config).await,
         linked => linked,
     }?;
     let check_all = async {
@@ -81,8 +81,8 @@ async fn init(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
 /// and fails to find a host of that name.
 ///
 /// # Errors
-/// This one, with the names that may be unknown, if it is not such a Cluster.
-async fn init_despite(error: RedisError, config: Config) -> Result<(Client, ConnectHandle), RedisError> {
+/// `error`, with the host names of which one is unknown, if it is not such a Cluster.
+async fn init_single_node_cluster(error: RedisError, config: Config) -> Result<(Client, ConnectHandle), RedisError> {
     let (names, server) = match masters(&config).await {
         Some((server, masters)) => (masters.into_iter().map(|(host, _)| host).collect(), Some(server)),
         None => (config.server.hosts().iter().map(|server| server.host.to_string()).collect::<Vec<_>>(), None),

@@ -35,7 +35,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_millis(800);
 
 /// How long a Cluster's client is used while a server does not answer: longer than a failover takes with Redis's
 /// defaults (15 s until the others give up a master). What is sent to that server meanwhile is kept in memory.
-const LONGEST_DOUBT: Duration = Duration::from_secs(30);
+const LONGEST_DEGRADED: Duration = Duration::from_secs(30);
 
 /// A thread's link to Redis, which reconnects forever. A clone is another handle on the same one.
 ///
@@ -45,14 +45,14 @@ pub struct RedisLink {
     state: Arc<watch::Sender<State>>,
     /// How many commands wait for a client or a reply.
     in_flight: Arc<AtomicUsize>,
-    log: Arc<Log>,
+    log: Arc<OutageLog>,
     is_clustered: bool,
 }
 
 /// The log of the links of all threads. As a rule their clients are lost together, so it has one line when the first is
 /// lost, and one when all are there again.
 #[derive(Debug, Default)]
-pub struct Log(Mutex<Logged>);
+pub struct OutageLog(Mutex<Logged>);
 
 #[derive(Debug, Default)]
 struct Logged {
@@ -63,7 +63,7 @@ struct Logged {
     reason: Option<String>,
 }
 
-impl Log {
+impl OutageLog {
     /// A link needs a client.
     fn connecting(&self) {
         self.0.lock().unlinked += 1;
@@ -102,8 +102,8 @@ enum State {
     Linked(Client),
     /// In a Cluster: linked, but one server fails, for this reason. The client serves the other servers' sessions until
     /// there is a new client.
-    Doubted(Client, String),
-    /// The client ended while no command waited for it, as hosts end idle connections. The next command asks for a new one.
+    Degraded(Client, String),
+    /// The client ended while no command waited for it, as hosting providers end idle connections. The next command asks for a new one.
     Idle,
     /// Not connected, for this reason.
     Lost(String),
@@ -114,7 +114,7 @@ enum State {
 impl State {
     fn client(&self) -> Option<&Client> {
         match self {
-            Self::Linked(client) | Self::Doubted(client, _) => Some(client),
+            Self::Linked(client) | Self::Degraded(client, _) => Some(client),
             Self::Idle | Self::Lost(_) | Self::Rejected(_) => None,
         }
     }
@@ -126,7 +126,7 @@ impl State {
     /// Why a new client is needed, if so.
     fn problem(&self) -> Option<String> {
         match self {
-            Self::Lost(reason) | Self::Doubted(_, reason) => Some(reason.clone()),
+            Self::Lost(reason) | Self::Degraded(_, reason) => Some(reason.clone()),
             _ => None,
         }
     }
@@ -134,7 +134,7 @@ impl State {
 
 impl RedisLink {
     /// Connects in the background, and has each server checked.
-    pub fn open(config: &Config, check: Arc<CompareAndSet>, log: &Arc<Log>) -> Self {
+    pub fn open(config: &Config, check: Arc<CompareAndSet>, log: &Arc<OutageLog>) -> Self {
         let connecting = State::Lost("not connected yet".to_owned());
         let state = Arc::new(watch::Sender::new(connecting));
         let is_clustered = config.server.is_clustered();
@@ -188,7 +188,7 @@ impl RedisLink {
             // Another server may now have the primary's name.
             Error::Refused(reason)
                 // A server that was all of a Cluster is so no more.
-                if error::is_unfit_server(&reason) || self.is_clustered && code(&reason) == "MOVED" =>
+                if error::is_unfit_server(&reason) || self.is_clustered && error::is_moved(&reason) =>
             {
                 self.give_up(&client, &reason);
                 Error::Unreached
@@ -224,7 +224,7 @@ impl RedisLink {
             let is_news = matches!(state, State::Linked(_)) && state.uses(client);
             if is_news {
                 let reason = reason.to_owned();
-                *state = if self.is_clustered { State::Doubted(client.clone(), reason) } else { State::Lost(reason) };
+                *state = if self.is_clustered { State::Degraded(client.clone(), reason) } else { State::Lost(reason) };
             }
             is_news
         });
@@ -233,7 +233,7 @@ impl RedisLink {
     /// Resolves when there is a client, or Redis rejects a setting before it was ever connected: then with the reason.
     pub async fn connected(&self) -> Result<(), String> {
         let connected = |state: &State| match state {
-            State::Linked(_) | State::Doubted(..) | State::Idle => Some(Ok(())),
+            State::Linked(_) | State::Degraded(..) | State::Idle => Some(Ok(())),
             State::Lost(_) => None,
             State::Rejected(reason) => Some(Err(reason.clone())),
         };
@@ -293,9 +293,9 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 }
 
 /// Connects, and reconnects whenever the client is lost: at once, then with backoff. A client that ends while it is idle is
-/// replaced once a command needs it: that is no news, and hosts bill commands, also those that connect.
+/// replaced once a command needs it: that is no news, and providers bill commands, also those that connect.
 ///
-/// Logs when the client is lost, or in doubt, and when there is a new one; see [`Log`]. In between it logs errors from Redis
+/// Logs when the client is lost, or in doubt, and when there is a new one; see [`OutageLog`]. In between it logs errors from Redis
 /// and its certificate, but network failures at `debug` only.
 async fn keep_connected(config: Config, check: Arc<CompareAndSet>, link: RedisLink) {
     let RedisLink { state, in_flight, log, .. } = link;
@@ -353,8 +353,9 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, link: RedisLi
                 }
                 log.warn("Redis cannot be reached", &reason, is_reply || rejection.is_some());
                 backoff = LONGEST_BACKOFF.min(backoff * 4 / 3 + Duration::from_millis(1));
-                let is_of_no_use =
-                    |(end, since): &mut (ConnectHandle, Instant)| end.is_finished() || since.elapsed() > LONGEST_DOUBT;
+                let is_of_no_use = |(end, since): &mut (ConnectHandle, Instant)| {
+                    end.is_finished() || since.elapsed() > LONGEST_DEGRADED
+                };
                 if let Some((end, _)) = doubted.take_if(is_of_no_use) {
                     end.abort();
                     let reason = "a Redis Cluster node did not recover";

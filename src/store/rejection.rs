@@ -1,4 +1,4 @@
-//! What is wrong with the settings or the server, if it does not pass by itself: it ends the start.
+//! What is wrong with the settings or the server and does not pass by itself. It stops the program at its start.
 
 use fred::{
     prelude::ClientLike,
@@ -28,14 +28,14 @@ pub fn rejection(details: &str) -> Option<String> {
         "ERR" if has("No such master") => NO_SERVICE,
         "ERR" if has("cluster support disabled") => "the server is not a Redis Cluster",
         "ERR" if has("SELECT") || has("DB index") || has("database") => "the database is refused",
-        "MOVED" => "the server is a node of a Redis Cluster and has not all slots, which needs redis-cluster://",
+        "MOVED" => "the server is a node of a Redis Cluster and does not hold all slots, which needs redis-cluster://",
         _ if is_forbidden(details) => "a command that sessions need is forbidden",
         "ERR" | "DENIED" | "NOPROTO" | "WRONGTYPE" => "the server refuses",
         _ if has("Missing primary address in response from sentinel") => NO_SERVICE,
         // fred's, and in Rust's debug format rustls's: Custom { kind: …, error: InvalidCertificate(CAUSE) }
         _ => {
             if has("InvalidContentType") {
-                return Some("the server does not speak TLS, as rediss:// says".to_owned());
+                return Some(NO_TLS.to_owned());
             }
             if has("Invalid frame type") {
                 return Some(
@@ -49,6 +49,8 @@ pub fn rejection(details: &str) -> Option<String> {
     };
     Some(format!("{what}: {details}"))
 }
+
+const NO_TLS: &str = "rediss:// needs TLS, but the server does not speak it";
 
 const NO_SERVICE: &str = "the Sentinel knows no service of the name in sentinelServiceName";
 
@@ -90,7 +92,7 @@ pub async fn scheme_rejection(config: &Config) -> Option<String> {
     let (question, answers, rejection) = match config.tls {
         // A handshake goes on, or an alert says why not.
         None => (HELLO, [0x16, 0x15], "the server speaks TLS, which needs rediss://"),
-        Some(_) => (&b"PING\r\n"[..], [b'+', b'-'], "the server does not speak TLS, as rediss:// says"),
+        Some(_) => (&b"PING\r\n"[..], [b'+', b'-'], NO_TLS),
     };
     let ask = async |server: Server| {
         let mut connection = TcpStream::connect(server.to_string()).await.ok()?;

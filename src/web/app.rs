@@ -21,7 +21,7 @@ use super::{
     session::{self, Sessions},
     views::{self, Counted, Uncounted},
 };
-use crate::{config::Config, store::Store, telemetry::Trace};
+use crate::{config::Config, store::Store, trace::Trace};
 
 /// The service's routes on this store, for [`service`].
 pub fn router(store: &Store, config: &Config) -> Router {

@@ -50,12 +50,12 @@ impl AtomicSession {
     /// Changes the session's value of this key, and returns what the function returns. If there is no such value, the
     /// function gets `T`'s default.
     ///
-    /// Requests that do this at the same time do not undo each other. Each change is applied exactly once, to what
-    /// the one before has left. So the function may be called several times, with newer values; only the last call counts.
-    /// Whatever else it does, it does each time.
+    /// Requests that do this at the same time do not undo each other: each change is applied exactly once, to the value
+    /// that the one before has left. The function may be called several times, with newer values, and only its last call
+    /// counts. So it should have no side effects.
     ///
-    /// It costs one command executed, or two if the server lacks `SET … IFEQ`; one more if the instance has not read the
-    /// session for this request. A new visitor's session begins with the value when the page has answered.
+    /// It costs one command executed, or two if the server lacks `SET … IFEQ`; one more if the instance does not remember
+    /// the session. A new visitor's session begins with the value when the page has answered.
     ///
     /// # Errors
     /// [`Error::Session`] if the store fails, or if the value has another type; [`Error::TooLarge`] if the session has

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::format::{Format, Page};
 use crate::{
     store::{self, DEADLINE},
-    telemetry,
+    warnings::warn_once_a_minute,
 };
 
 // The README promises 3 s.
@@ -32,7 +32,7 @@ pub enum Error {
     #[error("there is no page here")]
     NotFound,
     /// The route does not handle this method.
-    #[error("this page is read-only")]
+    #[error("this page does not accept this method")]
     MethodNotAllowed,
     /// Another site's page has sent a request that may change something.
     #[error("this request comes from another site")]
@@ -134,7 +134,7 @@ impl From<serde_json::Error> for Error {
     fn from(error: serde_json::Error) -> Self {
         // Its text may contain the session's data.
         let problem = error.classify();
-        telemetry::warn_once_a_minute(
+        warn_once_a_minute(
             "record",
             format_args!("a session's value does not have the type that a page expects: {problem:?}"),
         );
@@ -157,7 +157,7 @@ pub fn with_deadline(response: impl Future<Output = Result<Response, Infallible>
     timeout(DEADLINE, response).map(|outcome| match outcome {
         Ok(Ok(response)) => response,
         Err(_) => {
-            telemetry::warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
+            warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
             Error::TimedOut.into_response()
         }
     })

@@ -13,6 +13,6 @@ pub async fn live() -> &'static str {
 pub async fn ready(State(store): State<Store>) -> Result<&'static str, (StatusCode, &'static str)> {
     match store.ready().await {
         Ok(()) => Ok("ready"),
-        Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the store does not answer")),
+        Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "no view could be counted now")),
     }
 }

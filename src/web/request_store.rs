@@ -1,4 +1,5 @@
-//! What a request's [`Session`] is stored in: the value that counting the view brought, and changes instead of records.
+//! The store behind one request's [`Session`]: it begins with the value that counting the view brought, and saves changes
+//! instead of whole records.
 
 use std::sync::Arc;
 
@@ -23,8 +24,8 @@ use crate::store::{
 ///
 /// tower-sessions loads and saves whole records; the last one to save would undo what others did meanwhile. Here, what
 /// a page changed is found by comparing the record with what was loaded, and only these keys are changed. And a session
-/// that the page ends, or that goes on under another id, ends only when the page has answered: first the new one
-/// stands.
+/// that the page ends, or that goes on under another id, ends only when the page has answered, so that the new
+/// one is stored before.
 #[derive(Debug)]
 pub struct RequestStore {
     store: Store,
@@ -128,10 +129,10 @@ impl RequestStore {
 
     async fn begin(&self, data: &Data, first_view: Option<&str>) -> Result<(Id, Bytes), Error> {
         let mut contents = Contents::default();
-        // All else is reported by the store.
+        // All else is reported by `Store`.
         contents.set_data(data).inspect_err(Error::report)?;
         if let Some(path) = first_view {
-            contents.count(path)?;
+            contents.count(path).inspect_err(Error::report)?;
         }
         Box::pin(self.store.create(&contents)).await
     }
@@ -238,7 +239,7 @@ impl RequestStore {
             self.state.lock().id = None;
             return Ok(None);
         };
-        let data = Contents::decode(id, &value)?.data()?;
+        let data = Contents::decode(id, &value).and_then(|contents| contents.data()).inspect_err(Error::report)?;
         self.state.lock().loaded = Some(data.clone());
         // Nobody reads this time.
         Ok(Some(Record { id: *id, data, expiry_date: OffsetDateTime::UNIX_EPOCH }))

@@ -36,11 +36,12 @@ use tower::{Service, ServiceExt};
 use tracing::warn;
 
 use super::{
-    connections::{Activity, Connections, ResponseBody},
+    activity::{Activity, ResponseBody},
+    connections::Connections,
+    drain::{ClientStream, RequestBody},
     host,
-    leftover::{ClientStream, RequestBody},
 };
-use crate::{store::DEADLINE, telemetry::warn_once_a_minute};
+use crate::{store::DEADLINE, warnings::warn_once_a_minute};
 
 /// The most bytes of a request's head, as in Node.js. A longer one is answered 431. What a client sends ahead, and what
 /// it does not read, is kept in two buffers of this size for each connection.
@@ -63,8 +64,8 @@ const _: () = assert!(DEADLINE.as_millis() < DRAIN_TIMEOUT.as_millis());
 const BACKLOG: u32 = 1000;
 
 /// What is answered to requests that do not reach the service.
-const NAMES_NO_HOST: &str = "the request must name its host, once and well-formed";
-const TAKES_TOO_LITTLE: &str = "too many responses are not taken yet, please try again";
+const NAMES_NO_HOST: &str = "the request needs exactly one valid Host";
+const TAKES_TOO_LITTLE: &str = "too many responses are still unread, please try again";
 
 /// Pause after accepting fails although a connection waits, for example because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -114,7 +115,7 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it. Each connection is served on one of these
-/// threads' runtimes, by its service: on the one that has the fewest, though few connections stay together.
+/// threads' runtimes, by its service: the first nine on the first thread, further ones on the thread with the fewest.
 ///
 /// A connection is closed if its first request does not arrive within 20 s, a later one within 650 s, and one that has
 /// begun to arrive within 20 s. It is closed if its client takes nothing of a response for 20 s, so a body must produce
@@ -133,8 +134,7 @@ where
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Head and body are small: writing them in one piece is cheaper.
     http.http1().max_buf_size(HEAD_MAX).writev(false);
-    // Not half_close: a client that ends its side looks like one that has gone. Then its view would wait, hold its place
-    // and be counted, also while Redis is away.
+    // `half_close` stays off: with it, the views of clients that have gone would keep waiting, hold a place and be counted.
     http.http2()
         .max_header_list_size(HEAD_MAX as u32)
         .max_concurrent_streams(MAX_STREAMS)

@@ -37,7 +37,7 @@ pub use front::{Exchange, Front};
 pub use load::{Load, View};
 pub use nginx::Nginx;
 pub use pages::serve;
-pub use proxy::{Proxy, behind_proxy, behind_proxy_as};
+pub use proxy::{Proxy, behind_proxy, behind_proxy_as, behind_proxy_in_slow_motion};
 pub use redis::{Redis, wait_for_replication};
 pub use sentinel::{Sentinels, sentinel, sentinel_with};
 pub use service::{Service, libfaketime, libnss_wrapper, one_core, program, run, threads};

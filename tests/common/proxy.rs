@@ -63,10 +63,24 @@ pub async fn behind_proxy_as(form: Form) -> (Redis, Proxy, Service, Visitor) {
     (redis, proxy, service, visitor)
 }
 
-async fn on_proxy(proxy: &Proxy) -> (Service, Visitor) {
-    // The proxy runs on this runtime.
+/// Like [`behind_proxy`], with a service whose clock is slow: its deadlines are ten times as long, which leaves a busy
+/// machine the time to send many views before they end.
+pub async fn behind_proxy_in_slow_motion() -> (Redis, Proxy, Service, Visitor) {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
     let url = proxy.url();
-    let service = tokio::task::spawn_blocking(move || Service::connected(&url)).await.unwrap();
+    let (service, visitor) = with_visitor(move || Service::connected_in_slow_motion(&url)).await;
+    (redis, proxy, service, visitor)
+}
+
+async fn on_proxy(proxy: &Proxy) -> (Service, Visitor) {
+    let url = proxy.url();
+    with_visitor(move || Service::connected(&url)).await
+}
+
+async fn with_visitor(start: impl FnOnce() -> Service + Send + 'static) -> (Service, Visitor) {
+    // The proxy runs on this runtime.
+    let service = tokio::task::spawn_blocking(start).await.unwrap();
     let mut visitor = Visitor::new();
     for view in 1..=2 {
         assert_eq!(visitor.count(&service, "/").await, view);

@@ -139,7 +139,16 @@ impl Service {
 
     /// The same at this URL.
     pub fn connected(url: &str) -> Self {
-        let service = Self::start([("REDIS_URL", url)]);
+        Self::start([("REDIS_URL", url)]).once_connected()
+    }
+
+    /// The same with a clock that runs at a tenth of its speed, so that all deadlines are ten times as long.
+    pub fn connected_in_slow_motion(url: &str) -> Self {
+        Self::start([("REDIS_URL", url), ("LD_PRELOAD", &libfaketime()), ("FAKETIME", "+0 x0.1")]).once_connected()
+    }
+
+    fn once_connected(self) -> Self {
+        let service = self;
         let begin = Instant::now();
         while !service.log().iter().any(|line| line.contains("connected to Redis")) {
             assert!(begin.elapsed() < TIMEOUT, "the program is not connected: {:?}", service.log());

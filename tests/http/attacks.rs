@@ -188,7 +188,7 @@ fn a_client_that_takes_too_little_is_told() {
     // It takes the second response.
     stream.write_all(&frame(WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes())).unwrap();
     let body = read_until(&mut stream, DATA).payload;
-    assert_eq!(String::from_utf8(body).unwrap(), "too many responses are not taken yet, please try again");
+    assert_eq!(String::from_utf8(body).unwrap(), "too many responses are still unread, please try again");
 }
 
 #[tokio::test]

@@ -199,7 +199,7 @@ async fn over_http_2_a_body_that_nobody_reads_is_refused() {
         let request = client.request(Method::POST, format!("http://127.0.0.1:{}/foo", service.port));
         let response = request.body(vec![b'x'; 1_000_000]).send().await.unwrap();
         assert_eq!(response.status(), 405);
-        assert_eq!(response.text().await.unwrap(), "this page is read-only");
+        assert_eq!(response.text().await.unwrap(), "this page does not accept this method");
     }
 }
 

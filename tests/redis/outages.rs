@@ -68,7 +68,7 @@ async fn assert_unavailable(service: &Service, returning: &Visitor) {
     }
     let begin = Instant::now();
     let ready = Visitor::new().view(service, "/health/ready").await;
-    assert_eq!((ready.status, ready.body.as_str()), (503, "the store does not answer"));
+    assert_eq!((ready.status, ready.body.as_str()), (503, "no view could be counted now"));
     slowest = slowest.max(begin.elapsed());
     assert!(slowest < DEADLINE, "a response took {slowest:?}");
     println!("{}: 503 within {slowest:?}", test_name());

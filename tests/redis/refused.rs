@@ -157,7 +157,7 @@ async fn a_scheme_that_is_wrong_about_tls() {
     let certificates = authority.file();
     for plain in [Redis::start(), Redis::start_with(&["--requirepass", "the right one"])] {
         let url = format!("rediss://:{MARK}@localhost:{}", plain.port);
-        assert_exits_in_time(&url, Some(&certificates), "does not speak TLS");
+        assert_exits_in_time(&url, Some(&certificates), "does not speak it");
     }
     let cluster = Cluster::start_with_tls(&authority).await;
     assert_exits(&cluster.short_url(), None, "rediss");

@@ -26,7 +26,7 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
-use super::connections::Activity;
+use super::activity::Activity;
 
 /// The most bytes that are read and dropped, of a body and again after the last response. It stops a client that would
 /// keep the process busy with a body that never ends.
@@ -81,9 +81,9 @@ impl Drop for RequestBody {
             return;
         };
         if body.is_end_stream() {
-            self.activity.request_is_complete();
+            self.activity.note_end_of_request();
         } else if self.is_held_back {
-            self.activity.leaves_bytes();
+            self.activity.note_bytes_left();
         } else if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(read_rest(body, self.activity.clone()));
         }
@@ -101,8 +101,8 @@ async fn read_rest(mut body: Incoming, activity: Arc<Activity>) {
         Some(())
     };
     match timeout(DROPPING_TIME, rest).await {
-        Ok(Some(())) => activity.request_is_complete(),
-        _ => activity.leaves_bytes(),
+        Ok(Some(())) => activity.note_end_of_request(),
+        _ => activity.note_bytes_left(),
     }
 }
 
@@ -142,7 +142,7 @@ impl AsyncRead for ClientStream {
         if !came.is_empty() {
             let last = &came[came.len().saturating_sub(4)..];
             self.tail = last.iter().fold(self.tail, |tail, byte| tail << 8 | u32::from(*byte));
-            self.activity.came(is_empty_line(self.tail));
+            self.activity.note_bytes(is_empty_line(self.tail));
         }
         Poll::Ready(Ok(()))
     }
@@ -151,7 +151,7 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.tcp).poll_write(context, bytes);
-        self.activity.is_taking(written.is_ready());
+        self.activity.note_taking(written.is_ready());
         written
     }
 
