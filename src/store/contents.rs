@@ -238,10 +238,10 @@ impl<'a> Contents<'a> {
         value.extend_from_slice(&id.0.to_be_bytes());
         encode::write_map_len(value, self.own.pairs + 1).ok()?;
         encode::write_str(value, KEY).ok()?;
-        let parts = if self.is_ended { 2 } else { 3 + u32::from(self.begun.is_some()) };
-        encode::write_array_len(value, parts).ok()?;
+        let parts = if self.is_ended { 2 } else { 3 + u8::from(self.begun.is_some()) };
+        value.push(Marker::FixArray(parts).into());
         write_uint(value, self.version)?;
-        encode::write_array_len(value, 2 * self.writes.len() as u32).ok()?;
+        value.push(Marker::FixArray(2 * self.writes.len() as u8).into());
         for write in &self.writes {
             write_uint(value, write.instance)?;
             write_uint(value, write.number)?;
@@ -275,7 +275,7 @@ fn write_uint(value: &mut Vec<u8>, number: u64) -> Option<()> {
 fn write_time(time: OffsetDateTime, value: &mut Vec<u8>) -> Option<()> {
     let (year, day) = time.to_ordinal_date();
     let (hour, minute, second, nano) = time.to_hms_nano();
-    encode::write_array_len(value, 9).ok()?;
+    value.push(Marker::FixArray(9).into());
     write_uint(value, year.try_into().ok()?)?;
     write_uint(value, day.into())?;
     value.extend_from_slice(&[hour, minute, second]);
