@@ -15,6 +15,8 @@ mod remembered;
 mod retry;
 pub mod ttl;
 
+use std::sync::Arc;
+
 use fred::bytes::Bytes;
 use tokio::runtime::Handle;
 use tower_sessions::session::Id;
@@ -34,7 +36,7 @@ use ttl::SessionTtl;
 /// A session ends [`Config::session_ttl`] after its last view or save, and no more than 5 seconds later; or
 /// [`Config::session_max_age`] after it has begun. The store logs its failures itself.
 #[derive(Clone, Debug)]
-pub struct Store(Backend);
+pub struct Store(Arc<Backend>);
 
 #[derive(Clone, Debug)]
 enum Backend {
@@ -47,19 +49,18 @@ impl Store {
     /// on in the background.
     pub fn open(config: &Config, threads: &[Handle]) -> Vec<Self> {
         let ttl = SessionTtl::new(config.session_ttl, config.session_max_age);
-        match &config.redis_url {
-            Some(redis) => {
-                RedisStore::open(redis, ttl, threads).map(|sessions| Self(Backend::Redis(sessions))).collect()
-            }
+        let backends: Vec<_> = match &config.redis_url {
+            Some(redis) => RedisStore::open(redis, ttl, threads).map(Backend::Redis).collect(),
             None => {
                 info!(
                     "REDIS_URL is not set: sessions are kept in memory and are lost when the process exits; \
                      above {} MB the least recently used are dropped",
                     memory::MAX_MEMORY_BYTES / 1_000_000
                 );
-                vec![Self(Backend::Memory(MemoryStore::new(ttl))); threads.len()]
+                vec![Backend::Memory(MemoryStore::new(ttl)); threads.len()]
             }
-        }
+        };
+        backends.into_iter().map(|backend| Self(Arc::new(backend))).collect()
     }
 
     /// Begins a session. Returns its id, which is new, and its value, which [`Contents::decode`] reads.
@@ -68,7 +69,7 @@ impl Store {
     /// If the store cannot be reached, does not answer or refuses. Then there may be a session more, of which nobody
     /// knows the id.
     pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
-        let created = match &self.0 {
+        let created = match &*self.0 {
             Backend::Redis(redis) => redis.committer.create(contents).await,
             Backend::Memory(memory) => memory.create(contents),
         };
@@ -80,7 +81,7 @@ impl Store {
     /// # Errors
     /// If the store cannot be reached, does not answer or refuses; [`Error::Ended`].
     pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
-        let read = match &self.0 {
+        let read = match &*self.0 {
             Backend::Redis(redis) => redis.committer.read(id).await,
             Backend::Memory(memory) => memory.read(id),
         };
@@ -95,7 +96,7 @@ impl Store {
     /// [`Error::Unanswered`] or [`Error::Garbled`] it may have been applied; after any other error it was not. No other
     /// change is affected.
     pub async fn change(&self, id: Id, change: Change) -> Outcome {
-        let outcome = match &self.0 {
+        let outcome = match &*self.0 {
             Backend::Redis(redis) => redis.committer.change(id, change).await,
             Backend::Memory(memory) => memory.change(id, change),
         };
@@ -113,7 +114,7 @@ impl Store {
         old: &Id,
         change: impl FnMut(&mut Contents) -> Result<(), Error>,
     ) -> Result<Option<(Id, Bytes)>, Error> {
-        let changed = match &self.0 {
+        let changed = match &*self.0 {
             Backend::Redis(redis) => redis.committer.change_id(old, change).await,
             Backend::Memory(memory) => memory.change_id(old, change),
         };
@@ -125,7 +126,7 @@ impl Store {
     /// # Errors
     /// If not: the store cannot be reached, does not answer or refuses.
     pub async fn ready(&self) -> Result<(), Error> {
-        match &self.0 {
+        match &*self.0 {
             Backend::Redis(redis) => redis.ready().await,
             Backend::Memory(_) => Ok(()),
         }
@@ -136,7 +137,7 @@ impl Store {
     /// # Errors
     /// The reason, if Redis rejects the settings.
     pub async fn connected(&self) -> Result<(), String> {
-        match &self.0 {
+        match &*self.0 {
             Backend::Redis(redis) => redis.connected().await,
             Backend::Memory(_) => Ok(()),
         }
@@ -144,7 +145,7 @@ impl Store {
 
     /// Resolves with the reason if Redis rejects the settings. It does not resolve during an outage.
     pub async fn rejected(&self) -> String {
-        match &self.0 {
+        match &*self.0 {
             Backend::Redis(redis) => redis.rejected().await,
             Backend::Memory(_) => std::future::pending().await,
         }
