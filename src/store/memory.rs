@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::fast::RandomState;
 use fred::bytes::Bytes;
 use moka::{ops::compute::Op, policy::EvictionPolicy, sync::Cache};
 use parking_lot::Mutex;
@@ -31,7 +32,7 @@ const STEP: usize = 256;
 /// The sessions. A clone is another handle on the same ones.
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
-    cache: Cache<Id, Arc<Mutex<StoredSession>>>,
+    cache: Cache<Id, Arc<Mutex<StoredSession>>, RandomState>,
     ttl: SessionTtl,
 }
 
@@ -66,7 +67,7 @@ impl MemoryStore {
             // reject every new visitor.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(ttl.longest())
-            .build();
+            .build_with_hasher(RandomState::default());
         Self { cache, ttl }
     }
 
