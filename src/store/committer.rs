@@ -71,7 +71,7 @@ use super::{
     pacing::{self, LastCall, MAX_BATCH},
     remembered::Remembered,
     retry::{Answer, PATIENCE, until_answered},
-    ttl::{Now, SessionTtl},
+    ttl::{SessionTtl, unix_time},
 };
 
 /// The most changes that may wait or be in a call; one more is refused. Cloud Run sends at most 1,000 requests to an
@@ -352,7 +352,7 @@ impl<R: SendCommand> Committer<R> {
             // Never an id that a client sent, nor that of an earlier attempt, whose session may exist if only its reply
             // was lost. That session stays unused.
             let id = Id::default();
-            let sealed = ttl.seal(&id, &mut contents.clone(), ttl.now())?;
+            let sealed = ttl.seal(&id, &mut contents.clone(), unix_time())?;
             let (value, ttl) = sealed.ok_or(Error::Ended)?;
             compare_and_set.create(redis, send_by, &id, value.clone(), ttl).await?;
             Ok((id, value))
@@ -369,7 +369,7 @@ impl<R: SendCommand> Committer<R> {
     pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
         let ttl = self.0.ttl;
         let Some(value) = self.0.value(id).await? else { return Ok(None) };
-        let lives = ttl.lives(id, &value, ttl.now())?;
+        let lives = ttl.lives(id, &value, unix_time())?;
         Ok(lives.then_some(value))
     }
 
@@ -403,7 +403,7 @@ impl<R: SendCommand> Committer<R> {
             end.end();
             end.sign(write);
             let replaced = contents.version();
-            let sealed = ttl.seal(old, &mut end, ttl.now())?;
+            let sealed = ttl.seal(old, &mut end, unix_time())?;
             let (ended, ttl) = sealed.ok_or(Error::Ended)?;
             let swap = Swap { id: *old, expected: expected.clone(), new: ended, ttl };
             let draft = Draft { write, replaced, source: Source::Redis, takes_break: false, changes: Vec::new() };
@@ -525,7 +525,7 @@ impl<R: SendCommand> Shared<R> {
 
     /// Writes sessions in one call, and answers their changes.
     async fn call(self: &Arc<Self>, batch: Vec<(Id, BusySession)>) -> Option<LastCall> {
-        let (begin, now) = (Instant::now(), self.ttl.now());
+        let (begin, now) = (Instant::now(), unix_time());
         let (mut swaps, mut drafts) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut ended = Vec::with_capacity(batch.len());
         for (id, BusySession { waiting, value }) in batch {
@@ -556,7 +556,7 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Applies changes to what a session holds. Answers those that fail. If none is left, what the session holds stays.
-    fn draft(&self, id: Id, value: Value, mut changes: Vec<Waiting>, now: Now) -> Result<(Swap, Draft), Written> {
+    fn draft(&self, id: Id, value: Value, mut changes: Vec<Waiting>, now: i64) -> Result<(Swap, Draft), Written> {
         changes.retain(Waiting::is_awaited);
         let Value { bytes: expected, source } = value;
         let write = self.instance.next_write();

@@ -15,7 +15,7 @@ use super::{
     committer::{Applied, Change, Outcome},
     contents::Contents,
     error::Error,
-    ttl::SessionTtl,
+    ttl::{SessionTtl, unix_time},
 };
 
 /// The most bytes that the sessions take, as [`StoredSession::weight`] estimates them. Beyond it, the sessions that were
@@ -47,10 +47,6 @@ struct StoredSession {
 type Sealed = (Bytes, Duration);
 
 impl StoredSession {
-    fn lives(&self) -> bool {
-        self.ends > Instant::now()
-    }
-
     /// About how many bytes the session takes.
     fn weight(&self) -> usize {
         SESSION_BYTES + self.value.len().next_multiple_of(STEP)
@@ -75,7 +71,7 @@ impl MemoryStore {
     pub fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
         // Never an id that a client sent.
         let id = Id::default();
-        let (value, ttl) = self.seal(&id, contents.clone())?.ok_or(Error::Ended)?;
+        let (value, ttl) = self.ttl.seal(&id, &mut contents.clone(), unix_time())?.ok_or(Error::Ended)?;
         let session = StoredSession { value: value.clone(), ends: Instant::now() + ttl };
         self.cache.insert(id, Arc::new(Mutex::new(session)));
         Ok((id, value))
@@ -85,7 +81,7 @@ impl MemoryStore {
     pub fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
         let Some(session) = self.cache.get(id) else { return Ok(None) };
         let session = session.lock();
-        let lives = session.lives() && self.ttl.lives(id, &session.value, self.ttl.now())?;
+        let lives = session.ends > Instant::now() && self.ttl.lives(id, &session.value, unix_time())?;
         Ok(lives.then(|| session.value.clone()))
     }
 
@@ -94,7 +90,7 @@ impl MemoryStore {
         self.write(&id, |value| {
             let mut contents = Contents::decode(&id, value)?;
             let count = change.apply(&mut contents)?;
-            Ok((count, self.seal(&id, contents)?))
+            Ok((count, self.ttl.seal(&id, &mut contents, unix_time())?))
         })
     }
 
@@ -114,7 +110,7 @@ impl MemoryStore {
             change(&mut going_on)?;
             new = Some(self.create(&going_on)?);
             contents.end();
-            Ok((0, self.seal(old, contents)?))
+            Ok((0, self.ttl.seal(old, &mut contents, unix_time())?))
         })?;
         Ok(ended.and(new))
     }
@@ -123,23 +119,19 @@ impl MemoryStore {
     fn write(&self, id: &Id, next: impl FnOnce(&[u8]) -> Result<(u64, Option<Sealed>), Error>) -> Outcome {
         let Some(session) = self.cache.get(id) else { return Ok(None) };
         let mut session = session.lock();
-        if !session.lives() {
+        let now = Instant::now();
+        if session.ends <= now {
             return Ok(None);
         }
         let (count, Some((value, ttl))) = next(&session.value)? else { return Ok(None) };
         let weight = session.weight();
-        session.ends = Instant::now() + ttl;
-        session.value = value.clone();
+        (session.ends, session.value) = (now + ttl, value.clone());
         if session.weight() != weight {
             drop(session);
             // Not a get and an insert: that could bring back a session that was dropped in between.
             self.cache.entry(*id).and_compute_with(|entry| entry.map_or(Op::Nop, |entry| Op::Put(entry.into_value())));
         }
         Ok(Some(Applied { count, value }))
-    }
-
-    fn seal(&self, id: &Id, mut contents: Contents<'_>) -> Result<Option<Sealed>, Error> {
-        self.ttl.seal(id, &mut contents, self.ttl.now())
     }
 }
 

@@ -1,6 +1,6 @@
 //! How long sessions live.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use fred::bytes::Bytes;
 use time::OffsetDateTime;
@@ -22,12 +22,9 @@ pub struct SessionTtl {
     max_age: Option<Duration>,
 }
 
-/// A moment, by this instance's clock.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    now: OffsetDateTime,
-    /// When a session that is written now ends, if it does not reach its maximum age before.
-    end: OffsetDateTime,
+/// This moment by this instance's clock, in seconds since 1970.
+pub fn unix_time() -> i64 {
+    UNIX_EPOCH.elapsed().unwrap_or_default().as_secs() as i64
 }
 
 impl SessionTtl {
@@ -42,35 +39,28 @@ impl SessionTtl {
         self.idle
     }
 
-    /// This moment.
-    pub fn now(self) -> Now {
-        let now = OffsetDateTime::now_utc();
-        // Nobody reads a fraction of a second, and it would take four bytes more in Redis.
-        let whole = |time: OffsetDateTime| time.replace_nanosecond(0).unwrap_or(time);
-        Now { now: whole(now), end: whole(now + self.idle) }
-    }
-
     /// The value of a session that is written now, and its time to live; none if it has reached its maximum
     /// age. If there is such an age, and the session does not know when it began, it begins now.
     ///
     /// # Errors
     /// As for [`Contents::encode`].
-    pub fn seal(self, id: &Id, contents: &mut Contents, now: Now) -> Result<Option<(Bytes, Duration)>, Error> {
+    pub fn seal(self, id: &Id, contents: &mut Contents, now: i64) -> Result<Option<(Bytes, Duration)>, Error> {
         if self.max_age.is_some() {
-            contents.begun.get_or_insert(now.now.unix_timestamp());
+            contents.begun.get_or_insert(now);
         }
-        let Some(left) = self.left(contents, now.now) else { return Ok(None) };
-        let expiry = if left == self.idle { now.end } else { now.now + left };
+        let Some(left) = self.left(contents, now) else { return Ok(None) };
+        // Nobody reads a fraction of a second, and it would take four bytes more in Redis.
+        let expiry = OffsetDateTime::from_unix_timestamp(now + left.as_secs() as i64).map_err(|_| Error::Unreadable)?;
         Ok(Some((contents.encode(id, expiry)?, left)))
     }
 
     /// The time that a session has to live if it is written now; none if it has reached its maximum age.
-    fn left(self, contents: &Contents, now: OffsetDateTime) -> Option<Duration> {
+    fn left(self, contents: &Contents, now: i64) -> Option<Duration> {
         if contents.is_ended {
             return Some(ENDED_TTL);
         }
         let (Some(max_age), Some(begun)) = (self.max_age, contents.begun) else { return Some(self.idle) };
-        let age = Duration::from_secs(now.unix_timestamp().saturating_sub(begun).max(0).unsigned_abs());
+        let age = Duration::from_secs(now.saturating_sub(begun).max(0).unsigned_abs());
         max_age.checked_sub(age).filter(|left| !left.is_zero()).map(|left| left.min(self.idle))
     }
 
@@ -78,9 +68,9 @@ impl SessionTtl {
     ///
     /// # Errors
     /// [`Error::Ended`] if it was ended; [`Error::Unreadable`].
-    pub fn lives(self, id: &Id, value: &[u8], now: Now) -> Result<bool, Error> {
+    pub fn lives(self, id: &Id, value: &[u8], now: i64) -> Result<bool, Error> {
         let contents = Contents::decode(id, value)?;
-        if contents.is_ended { Err(Error::Ended) } else { Ok(self.left(&contents, now.now).is_some()) }
+        if contents.is_ended { Err(Error::Ended) } else { Ok(self.left(&contents, now).is_some()) }
     }
 }
 
@@ -93,7 +83,7 @@ mod tests {
     fn left(ttl: SessionTtl, begun: Option<i64>, now: i64) -> Option<u64> {
         let mut contents = Contents::default();
         contents.begun = begun;
-        ttl.left(&contents, OffsetDateTime::from_unix_timestamp(now).unwrap()).map(|left| left.as_secs())
+        ttl.left(&contents, now).map(|left| left.as_secs())
     }
 
     #[test]
@@ -122,14 +112,14 @@ mod tests {
     #[test]
     fn a_value_says_when_it_ends() {
         let ttl = SessionTtl::new(HOUR, Some(2 * HOUR));
-        let now = ttl.now();
+        let now = unix_time();
         for (age, is_ended, expected) in [
             (Some(0), false, Some(ttl.longest())),
             (Some(5400), false, Some(HOUR / 2)),
             (Some(7200), false, None),
             (None, true, Some(ENDED_TTL)),
         ] {
-            let begun = age.map(|age| now.now.unix_timestamp() - age);
+            let begun = age.map(|age| now - age);
             let mut contents = Contents::default();
             (contents.is_ended, contents.begun) = (is_ended, begun);
             let sealed = ttl.seal(&Id(1), &mut contents, now).unwrap();
@@ -137,11 +127,8 @@ mod tests {
             let Some((value, left)) = sealed else { continue };
             let ends = rmp_serde::from_slice::<tower_sessions::session::Record>(&value).unwrap().expiry_date;
             // In whole seconds.
-            assert!((ends - (now.now + left)).abs() < Duration::from_secs(1), "{age:?}: {ends}");
-            let lives = |begun_ago| {
-                let later = Now { now: now.now + Duration::from_secs(begun_ago), ..now };
-                ttl.lives(&Id(1), &value, later)
-            };
+            assert_eq!(ends.unix_timestamp_nanos(), i128::from(now + left.as_secs() as i64) * 1_000_000_000, "{age:?}");
+            let lives = |begun_ago| ttl.lives(&Id(1), &value, now + begun_ago);
             match is_ended {
                 true => assert_eq!(lives(0), Err(Error::Ended)),
                 false => assert_eq!((lives(0), lives(7200)), (Ok(true), Ok(false))),
