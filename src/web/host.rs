@@ -10,7 +10,7 @@ use axum::http::{Request, Version, header::HOST, uri::Authority};
 /// HTTP/1.1 needs exactly one `Host`; other versions need none. Where there is one, or a URI with an authority, it must
 /// be a host and perhaps a port. Over HTTP/2, both must agree; over HTTP/1.1, the URI counts.
 pub fn is_named<B>(request: &Request<B>) -> bool {
-    let authority = request.uri().authority();
+    let authority = request.uri().authority().map(|authority| Authority::as_str(authority).as_bytes());
     if !authority.is_none_or(is_host) {
         return false;
     }
@@ -18,32 +18,84 @@ pub fn is_named<B>(request: &Request<B>) -> bool {
     match (hosts.next(), hosts.next()) {
         (None, _) => request.version() != Version::HTTP_11,
         (Some(host), None) => {
-            let is_same = |authority: &Authority| {
-                let authority = without_default_port(authority.as_str().as_bytes());
-                authority.eq_ignore_ascii_case(without_default_port(host))
-            };
-            Authority::try_from(host).is_ok_and(|host| is_host(&host))
-                && (request.version() != Version::HTTP_2 || authority.is_none_or(is_same))
+            let is_same = |authority| without_default_port(authority).eq_ignore_ascii_case(without_default_port(host));
+            is_host(host) && (request.version() != Version::HTTP_2 || authority.is_none_or(is_same))
         }
         (Some(_), Some(_)) => false,
     }
 }
 
-/// Whether this is `host[:port]` of RFC 3986, 3.2.2 and 3.2.3, without a user. An empty host is none: no URI of HTTP has
-/// one (RFC 9110, 4.2.1). Percent-encoded hosts and addresses of future versions of IP are refused: nobody uses them.
-fn is_host(authority: &Authority) -> bool {
-    let host = authority.host();
-    let Some(port) = authority.as_str().strip_prefix(host) else { return false };
-    let is_address_or_name = match host.strip_prefix('[') {
-        Some(address) => address.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
-        None => !host.is_empty(),
+/// `unreserved` and `sub-delims`. A table, because each request's host is looked at.
+const IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut others: &[u8] = b"-._~!$&'()*+,;=";
+    while let [byte, rest @ ..] = others {
+        table[*byte as usize] = true;
+        others = rest;
+    }
+    table
+};
+
+/// Whether this is `host[:port]` of RFC 3986, 3.2.2 and 3.2.3. An empty host is none: no URI of HTTP has one (RFC 9110,
+/// 4.2.1). To have http's `Authority` read each request's host was measured to take 880 instructions a view more, 4 %.
+fn is_host(value: &[u8]) -> bool {
+    let end = match value {
+        [b'[', ..] => value.iter().position(|byte| *byte == b']').map_or(0, |bracket| bracket + 1),
+        _ => name_length(value),
     };
-    // An empty port is the scheme's.
-    let is_port = match port.strip_prefix(':') {
-        Some(digits) => digits.is_empty() || authority.port_u16().is_some() && !digits.starts_with('+'),
-        None => port.is_empty(),
+    let (host, port) = value.split_at(end);
+    let is_address_or_name = match host {
+        [b'[', address @ .., b']'] => is_ipv6(address) || is_ip_future(address),
+        name => !name.is_empty(),
     };
-    is_address_or_name && is_port
+    is_address_or_name && is_port(port)
+}
+
+/// The length of `*( unreserved / pct-encoded / sub-delims )` at the beginning. IPv4 addresses are such names.
+fn name_length(value: &[u8]) -> usize {
+    let mut rest = value;
+    loop {
+        rest = match rest {
+            [byte, rest @ ..] if IN_NAME[usize::from(*byte)] => rest,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            _ => return value.len() - rest.len(),
+        };
+    }
+}
+
+fn is_ipv6(address: &[u8]) -> bool {
+    str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok())
+}
+
+/// `"v" 1*HEXDIG "." 1*( unreserved / sub-delims / ":" )`
+fn is_ip_future(address: &[u8]) -> bool {
+    let [b'v' | b'V', rest @ ..] = address else {
+        return false;
+    };
+    let mut parts = rest.splitn(2, |byte| *byte == b'.');
+    let (version, address) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let is_part = |byte: &u8| IN_NAME[usize::from(*byte)] || *byte == b':';
+    !version.is_empty()
+        && version.iter().all(u8::is_ascii_hexdigit)
+        && !address.is_empty()
+        && address.iter().all(is_part)
+}
+
+/// Nothing, or a colon and the decimal digits of a port, which may be none.
+fn is_port(port: &[u8]) -> bool {
+    let [b':', digits @ ..] = port else {
+        return port.is_empty();
+    };
+    let number = digits.iter().try_fold(0_u16, |number, digit| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    });
+    number.is_some()
 }
 
 /// The port may be left out if it is the scheme's. A proxy that ends TLS may change the scheme.
@@ -55,10 +107,6 @@ pub(super) fn without_default_port(host: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn is_valid(host: &str) -> bool {
-        Authority::try_from(host.as_bytes()).is_ok_and(|host| is_host(&host))
-    }
 
     #[test]
     fn hosts() {
@@ -75,10 +123,14 @@ mod tests {
             "[::1]",
             "[::1]:80",
             "[2001:db8::7.8.9.10]:",
+            "[v1.a:b]",
+            "[vF.~]:1",
+            "a%20b",
+            "%C3%a4",
             "!$&'()*+,;=",
             "xn--4ca",
         ] {
-            assert!(is_valid(host), "{host:?}");
+            assert!(is_host(host.as_bytes()), "{host:?}");
         }
     }
 
@@ -103,6 +155,7 @@ mod tests {
             "a:8x",
             "a: 8",
             "a:-1",
+            "a:+1",
             "a:65536",
             "a:99999999999",
             "a:1:2",
@@ -117,12 +170,6 @@ mod tests {
             "[1.2.3.4]",
             "[::1%25eth0]",
             "[v.a]",
-            "[v1.a:b]",
-            "a%20b",
-            "a:+1",
-            "a@a",
-            "1@1",
-            "@1",
             "[v1]",
             "[v1.]",
             "[vg.a]",
@@ -142,7 +189,7 @@ mod tests {
             "ä",
             "a\u{7f}",
         ] {
-            assert!(!is_valid(host), "{host:?}");
+            assert!(!is_host(host.as_bytes()), "{host:?}");
         }
     }
 }
