@@ -2,28 +2,37 @@
 //! visitor, for Cloud Run and other container platforms.
 //!
 //! # Layout
-//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]; the log is formatted
-//! by [`telemetry`] and written by [`output`]. Nothing imports in the other direction. In the order in which to read them:
+//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]. [`telemetry`] formats
+//! the log, with the [`trace`] of a request, and [`output`] writes it. Nothing imports in the other direction. In the order
+//! in which to read them:
 //!
-//! 1. `main.rs` and [`program`]: the program, from its settings to its end, and its threads.
-//! 2. [`web::app`]: every route, and what surrounds each request. A request passes through
-//!    - `web/cookie.rs`, which reads and makes the cookie,
-//!    - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session,
-//!    - [`web::pages`], the handlers; [`web::format`] renders what they say. Pages with data of their own use
-//!      tower-sessions' `Session`, which `web/request_store.rs` stores, and [`web::atomic_session`].
-//! 3. [`store`]: sessions, wherever they live.
-//!    - [`store::contents`]: what a session holds, and its form in Redis; [`store::ttl`]: how long it lives.
-//!    - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
-//!      [`store::compare_and_set`], with its script; `pacing.rs` decides how many sessions share a call, `remembered.rs`
-//!      keeps the values that were written last, `retry.rs` sends again.
-//!    - `store/redis_link.rs`: sending commands, and reconnecting; `store/redis_client.rs`: connecting once;
-//!      `store/addresses.rs`: to which address; `store/rejection.rs`: what stops the program at its start; `store/error.rs`: what can fail.
-//!    - `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
-//! 4. [`web::error`]: the status code and text of each error; [`web::server`]: listener, limits and shutdown;
-//!    `web/connections.rs`: which clients' connections may stay, by their `web/activity.rs`; `web/drain.rs`: what clients
-//!    send and no page reads;
-//!    `web/host.rs`, `web/forwarded.rs` and `web/cross_site.rs`: what a request says of its host, its proxies and the site
-//!    that it comes from; [`web::health`], [`config`], [`telemetry`] with [`trace`], [`warnings`] and [`output`].
+//! - `main.rs` and [`program`]: the program, from its settings to its end, and its threads.
+//!
+//! A request's way:
+//! - [`web::app`]: every route, and what surrounds each request.
+//! - `web/cookie.rs` reads and makes the cookie.
+//! - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session.
+//! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. [`web::page_state`] has the states by
+//!   which only pages with a session compile.
+//! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that no
+//!   other request can undo.
+//! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.
+//!
+//! The sessions:
+//! - [`store`]: sessions, wherever they live. [`store::change`]: what may be done to one.
+//! - [`store::contents`]: what a session holds, and its form in Redis. [`store::ttl`]: how long it lives.
+//! - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
+//!   [`store::compare_and_set`], with its script. `pacing.rs` decides how many sessions share a call, `remembered.rs` keeps
+//!   the values that were written last, `retry.rs` sends again.
+//! - `store/redis_link.rs` sends commands, and reconnects. `redis_client.rs` connects once, `addresses.rs` finds the address
+//!   that answers, `rejection.rs` knows what stops the program at its start. `error.rs`: what can fail.
+//! - `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
+//!
+//! HTTP below the routes:
+//! - [`web::server`]: listener, limits and shutdown. `web/connections.rs`: which clients' connections may stay, by their
+//!   `activity.rs`. `drain.rs`: what clients send and no page reads.
+//! - `web/host.rs`, `forwarded.rs` and `cross_site.rs`: what a request says of its host, its proxies and the site that it
+//!   comes from.
 //!
 //! What is `pub` is for the program, for services that are built on it as in `examples/`, and for the tests.
 //!

@@ -1,6 +1,7 @@
 //! Sessions, wherever they live: in Redis, or in this process.
 
 mod addresses;
+pub mod change;
 pub mod committer;
 pub mod compare_and_set;
 pub mod contents;
@@ -23,7 +24,7 @@ use tower_sessions::session::Id;
 use tracing::info;
 
 use crate::config::Config;
-use committer::{Change, Outcome};
+use change::{Change, Outcome};
 use contents::Contents;
 pub use error::Error;
 use memory::MemoryStore;

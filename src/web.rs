@@ -12,6 +12,7 @@ pub mod format;
 mod forwarded;
 pub mod health;
 mod host;
+pub mod page_state;
 pub mod pages;
 mod request_store;
 pub mod server;

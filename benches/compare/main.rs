@@ -116,7 +116,7 @@ fn main() {
     report::report(&all, &redis.name(), &valkey.name());
 }
 
-/// How many of the overlapping changes of a page's own number are kept over two instances. The embedded store has one.
+/// How many of the overlapping changes of a page's own number are kept over two instances. The in-memory store has one.
 fn changes_kept(program: Program, redis: &Redis) -> Option<u64> {
     let first = program.start_with_own_pages(redis)?;
     let second = if program.uses_redis() { program.start_with_own_pages(redis) } else { None };

@@ -20,7 +20,7 @@ pub enum Program {
     Service,
     /// The service as its image has it.
     Image,
-    Embedded,
+    InMemory,
     TowerSessions,
     TowerSessionsTuned,
     Express,
@@ -32,7 +32,7 @@ impl Program {
     pub const ALL: [Self; 8] = [
         Self::Service,
         Self::Image,
-        Self::Embedded,
+        Self::InMemory,
         Self::TowerSessions,
         Self::TowerSessionsTuned,
         Self::Express,
@@ -45,7 +45,7 @@ impl Program {
     }
 
     pub fn uses_redis(self) -> bool {
-        self.has_sessions() && self != Self::Embedded
+        self.has_sessions() && self != Self::InMemory
     }
 
     /// The program's own database in Redis.
@@ -68,7 +68,7 @@ impl Program {
     /// Starts the program without waiting.
     pub fn launch(self, redis: &str) -> Server {
         let command = match self {
-            Self::Service | Self::Embedded => Command::new(builds::service()),
+            Self::Service | Self::InMemory => Command::new(builds::service()),
             Self::Image => Command::new(builds::image()),
             Self::TowerSessions => served_here("tower-sessions"),
             Self::TowerSessionsTuned => served_here("tower-sessions-tuned"),
@@ -92,7 +92,7 @@ impl Program {
     /// As [`Self::start_with_own_pages`], on the Redis at this URL.
     pub fn start_with_own_pages_at(self, redis: &str) -> Option<Server> {
         let server = match self {
-            Self::Service | Self::Embedded => self.run(served_here("own-pages"), redis),
+            Self::Service | Self::InMemory => self.run(served_here("own-pages"), redis),
             Self::TowerSessions | Self::TowerSessionsTuned | Self::Express => self.launch(redis),
             Self::Image | Self::AxumAlone | Self::AxumAloneTuned => return None,
         };
@@ -103,7 +103,7 @@ impl Program {
     fn run(self, mut command: Command, redis: &str) -> Server {
         let port = free_port();
         command.env("PORT", port.to_string());
-        if self != Self::Embedded {
+        if self != Self::InMemory {
             command.env("REDIS_URL", redis);
         }
         Server { process: Process::spawn(command.stdout(Stdio::null())), port }
@@ -115,7 +115,7 @@ impl fmt::Display for Program {
         f.pad(match self {
             Self::Service => "cloud-run-sessions",
             Self::Image => "cloud-run-sessions, image with profile",
-            Self::Embedded => "embedded store",
+            Self::InMemory => "in-memory store",
             Self::TowerSessions => "tower-sessions",
             Self::TowerSessionsTuned => "tower-sessions, tuned",
             Self::Express => "Express",

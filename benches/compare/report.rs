@@ -333,7 +333,7 @@ fn line_chart(all: &All) -> String {
 fn drawn(program: Program) -> (String, Whose) {
     let whose = match program {
         Program::Service => Whose::Service,
-        Program::Image | Program::Embedded => Whose::Variant,
+        Program::Image | Program::InMemory => Whose::Variant,
         _ => Whose::Peer,
     };
     let name = program.to_string();

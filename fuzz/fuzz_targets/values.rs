@@ -15,7 +15,7 @@ fuzz_target!(|value: &[u8]| {
     let (data, is_ended) = (contents.data(), contents.is_ended);
     let version = contents.version();
     let counted = contents.count("/");
-    contents.sign(Write { instance: 1, number: 2 });
+    contents.record_write(WriteId { instance: 1, number: 2 });
     let Ok(encoded) = contents.encode(&id, OffsetDateTime::UNIX_EPOCH) else { panic!("{contents:?}") };
     let again = Contents::decode(&id, &encoded).expect("our own value");
     assert_eq!(again.is_ended, is_ended);

@@ -47,7 +47,7 @@
 
 use std::{
     collections::VecDeque,
-    fmt, mem,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -65,12 +65,13 @@ use tokio::{
 use tower_sessions::session::Id;
 
 use super::{
+    change::{Applied, Change, Outcome},
     compare_and_set::{CompareAndSet, SendCommand, Swap, Swapped},
-    contents::{self, Contents, Data, Fate, Write},
+    contents::{self, Contents, Fate, WriteId},
     error::Error,
     pacing::{self, LastCall, MAX_BATCH},
     remembered::Remembered,
-    retry::{Answer, PATIENCE, until_answered},
+    retry::{Answer, RETRY_WINDOW, until_answered},
     ttl::{SessionTtl, unix_time},
 };
 
@@ -89,61 +90,6 @@ const BREAK_EVERY: u64 = 25;
 
 /// Long enough for one and a half round trips of the others.
 const BREAK: Duration = Duration::from_millis(50);
-
-/// A change of the pages' own data.
-pub type DataChange = Box<dyn FnMut(&mut Data) -> Result<(), Error> + Send>;
-
-/// A change of a session.
-pub enum Change {
-    /// Counts a view of this path.
-    View(Box<str>),
-    /// Changes the pages' own data. It may be called several times, each time with what another one left.
-    Data(DataChange),
-    /// Ends the session.
-    End,
-}
-
-impl fmt::Debug for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::View(_) => "View",
-            Self::Data(_) => "Data",
-            Self::End => "End",
-        })
-    }
-}
-
-impl Change {
-    /// Applies the change. Returns a view's count, else 0.
-    ///
-    /// # Errors
-    /// [`Error::Ended`] if the session was ended; [`Error::TooLarge`]; those of [`Change::Data`]. Then nothing is changed.
-    pub fn apply<'a>(&'a mut self, contents: &mut Contents<'a>) -> Result<u64, Error> {
-        if contents.is_ended {
-            return Err(Error::Ended);
-        }
-        match self {
-            Self::View(path) => contents.count(path),
-            Self::Data(change) => contents.change(change).map(|()| 0),
-            Self::End => {
-                contents.end();
-                Ok(0)
-            }
-        }
-    }
-}
-
-/// A change that was applied.
-#[derive(Clone, Debug)]
-pub struct Applied {
-    /// The count, if it was a view.
-    pub count: u64,
-    /// The session's value with this change, see [`Contents`].
-    pub value: Bytes,
-}
-
-/// What became of a change; nothing if there is no such session.
-pub type Outcome = Result<Option<Applied>, Error>;
 
 /// Changes sessions. A clone is another handle on the same committer.
 #[derive(Debug)]
@@ -200,8 +146,8 @@ impl Instance {
 
     /// The next write. Of one session, its number is higher than that of the write before, also if another thread made
     /// that: the session has passed from thread to thread under the lock of `sessions`.
-    fn next_write(&self) -> Write {
-        Write { instance: self.name, number: self.writes.fetch_add(1, Relaxed) + 1 }
+    fn next_write(&self) -> WriteId {
+        WriteId { instance: self.name, number: self.writes.fetch_add(1, Relaxed) + 1 }
     }
 }
 
@@ -278,7 +224,7 @@ impl Waiting {
 /// A write of a session: what a call knows of it beside its [`Swap`].
 #[derive(Debug, Default)]
 struct Draft {
-    write: Write,
+    write: WriteId,
     /// The version that it replaces.
     replaced: u64,
     /// Where the value that it replaces comes from.
@@ -301,23 +247,21 @@ enum Written {
     Failed(Error),
 }
 
-impl Draft {
-    /// Reads the answer to the call; see the head of this file.
-    fn written(&self, swap: &Swap, reply: Result<Swapped, Error>, is_in_doubt: bool) -> Written {
-        match reply {
-            Ok(Swapped::Stored) => Written::Stored(swap.new.clone()),
-            Ok(Swapped::Other(held)) if !is_in_doubt => Written::NotStored(held),
-            Ok(Swapped::Other(held)) => {
-                match Contents::decode(&swap.id, &held).map(|contents| contents.fate(self.write, self.replaced)) {
-                    Ok(Fate::Stored) => Written::Stored(held),
-                    Ok(Fate::NotStored) => Written::NotStored(held),
-                    Ok(Fate::Unknown) | Err(_) => Written::Failed(Error::Unanswered),
-                }
+/// Reads the answer to a call; see the head of this file. The write replaces a value of this version.
+fn written(swap: &Swap, write: WriteId, replaced: u64, reply: Result<Swapped, Error>, is_in_doubt: bool) -> Written {
+    match reply {
+        Ok(Swapped::Stored) => Written::Stored(swap.new.clone()),
+        Ok(Swapped::Other(held)) if !is_in_doubt => Written::NotStored(held),
+        Ok(Swapped::Other(held)) => {
+            match Contents::decode(&swap.id, &held).map(|contents| contents.fate(write, replaced)) {
+                Ok(Fate::Stored) => Written::Stored(held),
+                Ok(Fate::NotStored) => Written::NotStored(held),
+                Ok(Fate::Unknown) | Err(_) => Written::Failed(Error::Unanswered),
             }
-            Ok(Swapped::Gone) => Written::Gone,
-            Err(error) if !is_in_doubt => Written::Failed(error),
-            _ => Written::Failed(Error::Unanswered),
         }
+        Ok(Swapped::Gone) => Written::Gone,
+        Err(error) if !is_in_doubt => Written::Failed(error),
+        _ => Written::Failed(Error::Unanswered),
     }
 }
 
@@ -352,7 +296,7 @@ impl<R: SendCommand> Committer<R> {
             // Never an id that a client sent, nor that of an earlier attempt, whose session may exist if only its reply
             // was lost. That session stays unused.
             let id = Id::default();
-            let sealed = ttl.seal(&id, &mut contents.clone(), unix_time())?;
+            let sealed = ttl.encode(&id, &mut contents.clone(), unix_time())?;
             let (value, ttl) = sealed.ok_or(Error::Ended)?;
             compare_and_set.create(redis, send_by, &id, value.clone(), ttl).await?;
             Ok((id, value))
@@ -398,27 +342,26 @@ impl<R: SendCommand> Committer<R> {
             let new = self.create(&going_on).await.map_err(without_effect)?;
             // Under a name of its own: it does not wait for this instance's other writes, and of these a value tells only
             // the last.
-            let write = Write { instance: rand::random(), number: 1 };
+            let write = WriteId { instance: rand::random(), number: 1 };
             let mut end = contents.clone();
             end.end();
-            end.sign(write);
+            end.record_write(write);
             let replaced = contents.version();
-            let sealed = ttl.seal(old, &mut end, unix_time())?;
+            let sealed = ttl.encode(old, &mut end, unix_time())?;
             let (ended, ttl) = sealed.ok_or(Error::Ended)?;
             let swap = Swap { id: *old, expected: expected.clone(), new: ended, ttl };
-            let draft = Draft { write, replaced, source: Source::Redis, takes_break: false, changes: Vec::new() };
             let swaps = std::slice::from_ref(&swap);
             let answer = until_answered(|send_by| compare_and_set.swap(redis, send_by, swaps)).await;
             let reply = answer.reply.and_then(|mut replies| replies.pop().unwrap_or(Err(Error::Garbled)));
-            let written = draft.written(&swap, reply, answer.is_in_doubt);
+            let written = written(&swap, write, replaced, reply, answer.is_in_doubt);
             if let Written::Stored(_) = written {
                 return Ok(Some(new));
             }
             // Nobody will ask for the session that was to go on. If this fails, it ends by itself.
-            let _ = compare_and_set.delete(redis, Instant::now() + PATIENCE, &new.0).await;
+            let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &new.0).await;
             match written {
                 Written::NotStored(held) if contents::is_ended(&held) => return Err(Error::Ended),
-                Written::NotStored(held) if since.elapsed() < PATIENCE => expected = held,
+                Written::NotStored(held) if since.elapsed() < RETRY_WINDOW => expected = held,
                 Written::Gone => return Ok(None),
                 Written::Failed(error) => return Err(error),
                 _ => return Err(Error::Overloaded),
@@ -449,7 +392,7 @@ impl<R: SendCommand> Shared<R> {
             let value = bytes.map(|bytes| Value { bytes, source: Source::Memory });
             busy.insert(id, BusySession { waiting: vec![waiting], value });
             drop(sessions);
-            self.is_ready(id);
+            self.make_ready(id);
         } else {
             busy.insert(id, BusySession { waiting: vec![waiting], value: None });
             drop(sessions);
@@ -458,7 +401,7 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Lets a session wait for the next call, and begins one if there may be one more.
-    fn is_ready(self: &Arc<Self>, id: Id) {
+    fn make_ready(self: &Arc<Self>, id: Id) {
         let mut queue = self.queue.lock();
         queue.ready.push_back(id);
         // Sessions that come one by one wait for no other.
@@ -485,7 +428,7 @@ impl<R: SendCommand> Shared<R> {
                 }
                 if let Some(session) = sessions.busy.get_mut(&id) {
                     session.value = Some(Value { bytes, source });
-                    self.is_ready(id);
+                    self.make_ready(id);
                 }
                 return;
             }
@@ -547,7 +490,7 @@ impl<R: SendCommand> Shared<R> {
             is_outage = matches!(reply, Err(Error::Unanswered | Error::Unreached));
             let replies = reply.unwrap_or_else(|error| vec![Err(error); swaps.len()]);
             for ((swap, draft), reply) in swaps.into_iter().zip(drafts).zip(replies) {
-                let written = draft.written(&swap, reply, is_in_doubt);
+                let written = written(&swap, draft.write, draft.replaced, reply, is_in_doubt);
                 ended.push((swap.id, written, draft));
             }
         }
@@ -565,9 +508,9 @@ impl<R: SendCommand> Shared<R> {
             for Waiting { change, count, .. } in &mut changes {
                 *count = change.apply(&mut contents);
             }
-            contents.sign(write);
+            contents.record_write(write);
             let takes_break = contents.is_shared() && write.number.is_multiple_of(BREAK_EVERY);
-            Ok((replaced, takes_break, self.ttl.seal(&id, &mut contents, now)?))
+            Ok((replaced, takes_break, self.ttl.encode(&id, &mut contents, now)?))
         });
         let (replaced, takes_break, new, ttl) = match applied {
             Ok((replaced, takes_break, Some((new, ttl)))) => (replaced, takes_break, new, ttl),
@@ -624,7 +567,7 @@ impl<R: SendCommand> Shared<R> {
                     (Some((value, Source::Redis)), waiting)
                 }
                 Written::NotStored(value) => {
-                    let late = changes.extract_if(.., |waiting| waiting.since.elapsed() >= PATIENCE);
+                    let late = changes.extract_if(.., |waiting| waiting.since.elapsed() >= RETRY_WINDOW);
                     answers.extend(late.map(|waiting| (waiting, Err(Error::Overloaded))));
                     changes.extend(waiting);
                     (Some((value, Source::Conflict)), changes)
@@ -684,7 +627,7 @@ impl<R: SendCommand> Shared<R> {
             }
             Some((bytes, source)) => {
                 busy.insert(id, BusySession { waiting, value: Some(Value { bytes, source }) });
-                self.is_ready(id);
+                self.make_ready(id);
             }
             None if waiting.is_empty() => {
                 busy.remove(&id);

@@ -51,9 +51,9 @@ pub const MAX_DEPTH: usize = 1000;
 /// The pages' own data.
 pub type Data = HashMap<String, Value>;
 
-/// A write: the name of the instance that made it, and its number. Numbers of an instance grow.
+/// The name of a write: of the instance that made it, and its number. Numbers of an instance grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Write {
+pub struct WriteId {
     /// Random for each process.
     pub instance: u64,
     /// Higher than that of any earlier write of this instance.
@@ -80,7 +80,7 @@ pub struct Contents<'a> {
     pub begun: Option<i64>,
     version: u64,
     /// At most [`WRITERS`], of different instances.
-    writes: SmallVec<[Write; WRITERS]>,
+    writes: SmallVec<[WriteId; WRITERS]>,
     counts: SmallVec<[(&'a str, u64); 4]>,
     own: Own<'a>,
     /// The bytes of the value, about.
@@ -189,8 +189,8 @@ impl<'a> Contents<'a> {
         (self.is_ended, self.counts, self.own) = (true, SmallVec::new(), Own::default());
     }
 
-    /// Signs the value with the write that stores it.
-    pub fn sign(&mut self, write: Write) {
+    /// Names the write that is to store this, and raises the version.
+    pub fn record_write(&mut self, write: WriteId) {
         self.version = self.version.saturating_add(1);
         self.writes.retain(|other| other.instance != write.instance);
         self.writes.truncate(WRITERS - 1);
@@ -203,7 +203,7 @@ impl<'a> Contents<'a> {
     /// Had it been stored, its version would be the next one, and it would be named first there. Each later write
     /// moves its name back by one place at most. So if the name is gone, at least [`WRITERS`] writes came later, and there
     /// are as many names.
-    pub fn fate(&self, write: Write, replaced: u64) -> Fate {
+    pub fn fate(&self, write: WriteId, replaced: u64) -> Fate {
         match self.writes.iter().find(|last| last.instance == write.instance) {
             Some(last) if last.number >= write.number => Fate::Stored,
             Some(_) => Fate::NotStored,
@@ -327,7 +327,7 @@ fn read_entry<'a>(rest: &mut &'a [u8], contents: &mut Contents<'a>) -> Option<()
     }
     for _ in 0..numbers / 2 {
         let (instance, number) = (decode::read_int(rest).ok()?, decode::read_int(rest).ok()?);
-        contents.writes.push(Write { instance, number });
+        contents.writes.push(WriteId { instance, number });
     }
     if length > 2 {
         for _ in 0..decode::read_map_len(rest).ok()? {
@@ -430,7 +430,7 @@ mod tests {
             if self.is_ended {
                 contents.end();
             }
-            self.writes.iter().for_each(|&(instance, number)| contents.sign(Write { instance, number }));
+            self.writes.iter().for_each(|&(instance, number)| contents.record_write(WriteId { instance, number }));
             contents
         }
     }
@@ -532,7 +532,7 @@ mod tests {
         let Ok(mut contents) = Contents::decode(&ID, value) else { return };
         let before = contents.data();
         let _ = contents.count("/");
-        contents.sign(Write { instance: 1, number: 1 });
+        contents.record_write(WriteId { instance: 1, number: 1 });
         let again = contents.encode(&ID, EXPIRY).unwrap();
         let again = Contents::decode(&ID, &again).unwrap();
         assert_eq!(again.data(), before);
@@ -621,9 +621,10 @@ mod tests {
 
     #[test]
     fn fates() {
-        let names = |names: &[(u64, u64)]| names.iter().map(|&(instance, number)| Write { instance, number }).collect();
+        let names =
+            |names: &[(u64, u64)]| names.iter().map(|&(instance, number)| WriteId { instance, number }).collect();
         const REPLACED: u64 = 10;
-        let write = Write { instance: 1, number: 5 };
+        let write = WriteId { instance: 1, number: 5 };
         for (version, writes, expected) in [
             (11, &[(1, 5)][..], Fate::Stored),
             // A later write of the same instance.
@@ -650,7 +651,7 @@ mod tests {
     fn a_session_is_shared_once_a_second_instance_writes_it() {
         let mut contents = Contents::default();
         for (instance, is_shared) in [(1, false), (1, false), (2, true), (1, true)] {
-            contents.sign(Write { instance, number: contents.version() + 1 });
+            contents.record_write(WriteId { instance, number: contents.version() + 1 });
             assert_eq!(contents.is_shared(), is_shared, "{contents:?}");
         }
     }
@@ -665,8 +666,8 @@ mod tests {
             let (mut number, mut mine) = (0, 0);
             let mut write = |contents: &mut Contents, instance| {
                 number += 1;
-                let write = Write { instance, number };
-                contents.sign(write);
+                let write = WriteId { instance, number };
+                contents.record_write(write);
                 write
             };
             for instance in before {
@@ -694,7 +695,7 @@ mod tests {
         assert_eq!(contents.count("/"), Ok(u64::MAX));
         assert_eq!(contents.count("/"), Ok(u64::MAX));
         contents.version = u64::MAX;
-        contents.sign(Write { instance: 1, number: u64::MAX });
+        contents.record_write(WriteId { instance: 1, number: u64::MAX });
         let value = contents.encode(&ID, EXPIRY).unwrap();
         assert_eq!(Contents::decode(&ID, &value).unwrap().count("/"), Ok(u64::MAX));
     }
@@ -768,7 +769,8 @@ mod tests {
         assert!(first <= 46, "{first} bytes after a first view");
         contents.count("/foo").unwrap();
         contents.count("/bar").unwrap();
-        (1..=WRITERS as u64).for_each(|name| contents.sign(Write { instance: u64::MAX - name, number: 100_000 }));
+        (1..=WRITERS as u64)
+            .for_each(|name| contents.record_write(WriteId { instance: u64::MAX - name, number: 100_000 }));
         let all = contents.encode(&ID, begin).unwrap().len();
         assert!(all <= 46 + 2 * 6 + WRITERS * 14, "{all} bytes of three pages and {WRITERS} instances");
     }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tower_sessions::session::Id;
 
 use super::{
-    committer::{Applied, Change, Outcome},
+    change::{Applied, Change, Outcome},
     contents::Contents,
     error::Error,
     ttl::{SessionTtl, unix_time},
@@ -71,7 +71,7 @@ impl MemoryStore {
     pub fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
         // Never an id that a client sent.
         let id = Id::default();
-        let (value, ttl) = self.ttl.seal(&id, &mut contents.clone(), unix_time())?.ok_or(Error::Ended)?;
+        let (value, ttl) = self.ttl.encode(&id, &mut contents.clone(), unix_time())?.ok_or(Error::Ended)?;
         let session = StoredSession { value: value.clone(), ends: Instant::now() + ttl };
         self.cache.insert(id, Arc::new(Mutex::new(session)));
         Ok((id, value))
@@ -90,7 +90,7 @@ impl MemoryStore {
         self.write(&id, |value| {
             let mut contents = Contents::decode(&id, value)?;
             let count = change.apply(&mut contents)?;
-            Ok((count, self.ttl.seal(&id, &mut contents, unix_time())?))
+            Ok((count, self.ttl.encode(&id, &mut contents, unix_time())?))
         })
     }
 
@@ -110,7 +110,7 @@ impl MemoryStore {
             change(&mut going_on)?;
             new = Some(self.create(&going_on)?);
             contents.end();
-            Ok((0, self.ttl.seal(old, &mut contents, unix_time())?))
+            Ok((0, self.ttl.encode(old, &mut contents, unix_time())?))
         })?;
         Ok(ended.and(new))
     }

@@ -11,7 +11,7 @@ use super::{
     compare_and_set::CompareAndSet,
     error::Error,
     redis_link::{OutageLog, RedisLink},
-    retry::PATIENCE,
+    retry::RETRY_WINDOW,
     ttl::SessionTtl,
 };
 
@@ -46,7 +46,7 @@ impl RedisStore {
     pub async fn ready(&self) -> Result<(), Error> {
         self.link.accepts_views().await?;
         let all_linked = join_all(self.links.iter().map(RedisLink::client));
-        timeout(PATIENCE, all_linked).await.map(drop).map_err(|_| Error::Unreached)
+        timeout(RETRY_WINDOW, all_linked).await.map(drop).map_err(|_| Error::Unreached)
     }
 
     /// See [`super::Store::connected`].

@@ -27,7 +27,7 @@ use super::{
     error::{self, Error, code, without_arguments},
     redis_client::{close_reason, connect, keys_on_all_servers, send, with_nodes},
     rejection::{rejection, scheme_rejection, sentinel_rejection},
-    retry::{UNRESPONSIVE, until_answered},
+    retry::{ATTEMPT_TIMEOUT, until_answered},
 };
 
 /// The longest pause between attempts to connect. It is reached after about 20 attempts in 3 s.
@@ -179,8 +179,8 @@ impl RedisLink {
             reply = command(client.clone()) => reply.map_err(E::into),
             // fred may miss that a client is lost, and keep a command that is sent after that.
             () = self.lost(&client) => Err(Error::Unanswered),
-            () = sleep(UNRESPONSIVE) => {
-                self.give_up(&client, &format!("no answer within {UNRESPONSIVE:?}"));
+            () = sleep(ATTEMPT_TIMEOUT) => {
+                self.give_up(&client, &format!("no answer within {ATTEMPT_TIMEOUT:?}"));
                 Err(Error::Unanswered)
             }
         };

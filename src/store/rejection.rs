@@ -13,7 +13,7 @@ use tokio::{
 use super::{
     error::{code, is_forbidden, without_arguments},
     redis_client::new_client,
-    retry::UNRESPONSIVE,
+    retry::ATTEMPT_TIMEOUT,
 };
 
 /// What is wrong with the settings or the server, if connecting failed with this error because of something that does
@@ -100,7 +100,7 @@ pub async fn scheme_rejection(config: &Config) -> Option<String> {
         Some(answers.contains(&connection.read_u8().await.ok()?))
     };
     for server in config.server.hosts() {
-        if let Ok(Some(true)) = timeout(UNRESPONSIVE, ask(server)).await {
+        if let Ok(Some(true)) = timeout(ATTEMPT_TIMEOUT, ask(server)).await {
             return Some(rejection.to_owned());
         }
     }

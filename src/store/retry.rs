@@ -10,12 +10,12 @@ use super::error::Error;
 pub const DEADLINE: Duration = Duration::from_millis(2500);
 
 /// No attempt begins later than this; then the command fails.
-pub const PATIENCE: Duration = Duration::from_millis(1500);
+pub const RETRY_WINDOW: Duration = Duration::from_millis(1500);
 
 /// How long one attempt waits for its reply: half of the patience, so that there can be another.
-pub const UNRESPONSIVE: Duration = Duration::from_millis(750);
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(750);
 
-const _: () = assert!(PATIENCE.as_millis() + UNRESPONSIVE.as_millis() <= DEADLINE.as_millis());
+const _: () = assert!(RETRY_WINDOW.as_millis() + ATTEMPT_TIMEOUT.as_millis() <= DEADLINE.as_millis());
 
 /// The pause before the next attempt doubles from the shortest to the longest. Moving the keys of a Cluster takes
 /// a while.
@@ -41,14 +41,14 @@ impl<T> Answer<T> {
     }
 }
 
-/// Makes attempts, the first one at once, until one is answered or no other may begin, which is [`PATIENCE`] later. Each
+/// Makes attempts, the first one at once, until one is answered or no other may begin, which is [`RETRY_WINDOW`] later. Each
 /// is told the time by which it must be sent.
 ///
 /// An attempt that is refused is the last, unless keys are moving, or an earlier one is in doubt.
 pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
     mut attempt: impl FnMut(Instant) -> F,
 ) -> Answer<T> {
-    let send_by = Instant::now() + PATIENCE;
+    let send_by = Instant::now() + RETRY_WINDOW;
     let mut pause = FIRST_PAUSE;
     let mut is_in_doubt = false;
     loop {

@@ -44,7 +44,7 @@ impl SessionTtl {
     ///
     /// # Errors
     /// As for [`Contents::encode`].
-    pub fn seal(self, id: &Id, contents: &mut Contents, now: i64) -> Result<Option<(Bytes, Duration)>, Error> {
+    pub fn encode(self, id: &Id, contents: &mut Contents, now: i64) -> Result<Option<(Bytes, Duration)>, Error> {
         if self.max_age.is_some() {
             contents.begun.get_or_insert(now);
         }
@@ -122,7 +122,7 @@ mod tests {
             let begun = age.map(|age| now - age);
             let mut contents = Contents::default();
             (contents.is_ended, contents.begun) = (is_ended, begun);
-            let sealed = ttl.seal(&Id(1), &mut contents, now).unwrap();
+            let sealed = ttl.encode(&Id(1), &mut contents, now).unwrap();
             assert_eq!(sealed.as_ref().map(|(_, left)| *left), expected, "{age:?}");
             let Some((value, left)) = sealed else { continue };
             let ends = rmp_serde::from_slice::<tower_sessions::session::Record>(&value).unwrap().expiry_date;

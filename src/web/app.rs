@@ -1,6 +1,6 @@
 //! Every route of the service, and what surrounds each request.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Router,
@@ -8,20 +8,31 @@ use axum::{
     extract::Request,
     http::{HeaderValue, Method, header},
     middleware::from_fn_with_state,
-    response::Response,
+    response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
 use futures_util::FutureExt;
+use tokio::time::timeout;
 use tower::{Service, service_fn};
 
 use super::{
     error::{self, Error},
     format::Format,
-    health, pages,
+    health,
+    page_state::{Counted, Uncounted},
+    pages,
     session::{self, Sessions},
-    views::{self, Counted, Uncounted},
+    views,
 };
-use crate::{config::Config, store::Store, trace::Trace};
+use crate::{
+    config::Config,
+    store::{DEADLINE, Store},
+    trace::Trace,
+    warnings::warn_once_a_minute,
+};
+
+// The README promises 3 s.
+const _: () = assert!(DEADLINE.as_millis() < Duration::from_secs(3).as_millis());
 
 /// The service's routes on this store, for [`service`].
 pub fn router(store: &Store, config: &Config) -> Router {
@@ -70,7 +81,7 @@ fn answer(mut routes: Router, request: Request) -> impl Future<Output = Result<R
     let format = Format::of(request.headers());
     let is_head = request.method() == Method::HEAD;
     let uri = request.uri().clone();
-    let response = trace.scope(error::with_deadline(routes.call(request)));
+    let response = trace.scope(with_deadline(routes.call(request)));
     response.map(move |response| {
         let mut response = error::render_error(response, format, uri.path());
         if is_head {
@@ -81,5 +92,16 @@ fn answer(mut routes: Router, request: Request) -> impl Future<Output = Result<R
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::VARY, HeaderValue::from_static("Accept, Cookie"));
         Ok(response)
+    })
+}
+
+/// Answers 503 if the routes take longer than [`DEADLINE`].
+fn with_deadline(response: impl Future<Output = Result<Response, Infallible>>) -> impl Future<Output = Response> {
+    timeout(DEADLINE, response).map(|outcome| match outcome {
+        Ok(Ok(response)) => response,
+        Err(_) => {
+            warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
+            Error::TimedOut.into_response()
+        }
     })
 }

@@ -8,12 +8,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tower_sessions::Session;
 
-use super::{
-    error::Error,
-    request_store::RequestStore,
-    views::{Counted, Uncounted},
-};
-use crate::store::{self, committer::Change};
+use super::{error::Error, page_state::HasSession, request_store::RequestStore};
+use crate::store::{self, change::Change};
 
 /// The request's session, for changes that no other request can undo, on any instance. Handlers extract it, beside or in
 /// place of tower-sessions' [`Session`].
@@ -22,17 +18,11 @@ use crate::store::{self, committer::Change};
 /// [`with_session`](super::app::with_session).
 #[derive(Clone, Debug)]
 pub struct AtomicSession {
-    state: Arc<RequestStore>,
+    store: Arc<RequestStore>,
     session: Session,
     /// The view's count, if it was counted.
     pub(super) count: Option<u64>,
 }
-
-/// The states of pages that have a session.
-pub trait HasSession: Send + Sync {}
-
-impl HasSession for Counted {}
-impl HasSession for Uncounted {}
 
 impl<S: HasSession> FromRequestParts<S> for AtomicSession {
     type Rejection = Error;
@@ -43,8 +33,8 @@ impl<S: HasSession> FromRequestParts<S> for AtomicSession {
 }
 
 impl AtomicSession {
-    pub(super) fn new(state: Arc<RequestStore>, session: Session, count: Option<u64>) -> Self {
-        Self { state, session, count }
+    pub(super) fn new(store: Arc<RequestStore>, session: Session, count: Option<u64>) -> Self {
+        Self { store, session, count }
     }
 
     /// Changes the session's value of this key, and returns what the function returns. If there is no such value, the
@@ -90,7 +80,7 @@ impl AtomicSession {
         next: impl FnMut(Option<&Value>) -> Result<Value, serde_json::Error> + Send + 'static,
     ) -> Result<(), Error> {
         let next = Arc::new(Mutex::new(next));
-        if self.state.has_begun() {
+        if self.store.has_begun() {
             if self.session.is_modified() {
                 // The page's earlier changes come first.
                 self.session.save().await?;
@@ -101,7 +91,7 @@ impl AtomicSession {
                 data.insert(owned_key.clone(), value);
                 Ok(())
             }));
-            if self.state.change(change).await.map_err(Error::of_data)? {
+            if self.store.change(change).await.map_err(Error::of_data)? {
                 // What the page has read is out of date.
                 self.session.load().await?;
                 return Ok(());
@@ -120,7 +110,7 @@ impl AtomicSession {
     /// # Errors
     /// [`Error::Session`] if the session cannot be read.
     pub async fn log_in(&self) -> Result<(), Error> {
-        self.state.restart_age();
+        self.store.restart_age();
         Ok(self.session.cycle_id().await?)
     }
 }

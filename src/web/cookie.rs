@@ -20,7 +20,7 @@ pub struct SessionCookie {
     /// What signs the cookie. Without it, cookies are not signed.
     secret: Option<Key>,
     /// A second secret, the old or the next one, while the secret is rotated.
-    previous: Option<Key>,
+    second: Option<Key>,
 }
 
 /// The id that a visitor's cookie names.
@@ -29,7 +29,7 @@ pub struct ReceivedCookie {
     /// The id.
     pub id: Id,
     /// Whether the cookie is signed with the second secret.
-    pub is_outdated: bool,
+    pub needs_resigning: bool,
 }
 
 impl SessionCookie {
@@ -39,7 +39,7 @@ impl SessionCookie {
             name: config.session_cookie().to_owned(),
             is_secure: config.is_cookie_secure(),
             secret: config.session_secret.clone(),
-            previous: config.session_secret_previous.clone(),
+            second: config.session_secret_previous.clone(),
         }
     }
 
@@ -58,14 +58,14 @@ impl SessionCookie {
 
     fn verify(&self, value: &str) -> Option<ReceivedCookie> {
         let Some(secret) = &self.secret else {
-            return Some(ReceivedCookie { id: value.parse().ok()?, is_outdated: false });
+            return Some(ReceivedCookie { id: value.parse().ok()?, needs_resigning: false });
         };
         // The signature is that of the value alone.
         let cookie = Cookie::parse_encoded(format!("id={value}")).ok()?;
         let jar = CookieJar::new();
         let id = |key| jar.signed(key).verify(cookie.clone())?.value().parse().ok();
-        let outdated = || Some(ReceivedCookie { id: id(self.previous.as_ref()?)?, is_outdated: true });
-        id(secret).map(|id| ReceivedCookie { id, is_outdated: false }).or_else(outdated)
+        let outdated = || Some(ReceivedCookie { id: id(self.second.as_ref()?)?, needs_resigning: true });
+        id(secret).map(|id| ReceivedCookie { id, needs_resigning: false }).or_else(outdated)
     }
 
     /// The header that gives a visitor the session of this id.

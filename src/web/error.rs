@@ -3,24 +3,14 @@
 //! A failure travels as an [`Error`] in the response's extensions, until [`render_error`] gives it a body in the form
 //! that the client asked for. Responses without one are the pages' own, whatever their status.
 
-use std::{convert::Infallible, time::Duration};
-
 use axum::{
     body::HttpBody,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures_util::FutureExt;
-use tokio::time::timeout;
 
 use super::format::{Format, Page};
-use crate::{
-    store::{self, DEADLINE},
-    warnings::warn_once_a_minute,
-};
-
-// The README promises 3 s.
-const _: () = assert!(DEADLINE.as_millis() < Duration::from_secs(3).as_millis());
+use crate::{store, warnings::warn_once_a_minute};
 
 /// Seconds after which a retry makes sense: by then the store has tried to reconnect.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -55,7 +45,7 @@ pub enum Error {
     /// The session has no room for the change.
     #[error("your session is full")]
     TooLarge,
-    /// There was no answer within [`DEADLINE`].
+    /// There was no answer within [`store::DEADLINE`].
     #[error("your session cannot be reached, please try again")]
     TimedOut,
 }
@@ -150,17 +140,6 @@ impl From<tower_sessions::session::Error> for Error {
             tower_sessions::session::Error::Store(_) => Self::Session,
         }
     }
-}
-
-/// Answers 503 if the routes take longer than [`DEADLINE`].
-pub fn with_deadline(response: impl Future<Output = Result<Response, Infallible>>) -> impl Future<Output = Response> {
-    timeout(DEADLINE, response).map(|outcome| match outcome {
-        Ok(Ok(response)) => response,
-        Err(_) => {
-            warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
-            Error::TimedOut.into_response()
-        }
-    })
 }
 
 /// Gives an error a body in this format.

@@ -12,7 +12,8 @@ use futures_util::stream::empty;
 
 use super::{
     format::{Format, Page},
-    views::{Counted, ViewCount},
+    page_state::Counted,
+    views::ViewCount,
 };
 use crate::config::Config;
 

@@ -16,7 +16,7 @@ use tower_sessions::{
 
 use crate::store::{
     Error, Store,
-    committer::Change,
+    change::Change,
     contents::{Contents, Data},
 };
 
@@ -47,7 +47,7 @@ struct State {
     /// Whether its age is counted from now on, if it goes on under another id.
     restarts_age: bool,
     /// Whether the page has ended the session.
-    is_over: bool,
+    is_ended: bool,
     /// Why the store failed last.
     failure: Option<Error>,
 }
@@ -110,8 +110,8 @@ impl RequestStore {
     }
 
     /// Whether the page has ended the session.
-    pub fn is_over(&self) -> bool {
-        self.state.lock().is_over
+    pub fn is_ended(&self) -> bool {
+        self.state.lock().is_ended
     }
 
     /// Why the store failed, if it did.
@@ -140,7 +140,7 @@ impl RequestStore {
     async fn end(&self, id: Id) -> Result<(), Error> {
         self.store.change(id, Change::End).await?;
         let mut state = self.state.lock();
-        (state.ending, state.is_over) = (None, true);
+        (state.ending, state.is_ended) = (None, true);
         Ok(())
     }
 
@@ -187,7 +187,7 @@ impl RequestStore {
                 };
                 self.end(old).await?;
                 let Some(new) = new else { return Ok(old) };
-                self.state.lock().is_over = false;
+                self.state.lock().is_ended = false;
                 new
             }
             // `cycle_id` has given it another one.

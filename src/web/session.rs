@@ -67,19 +67,19 @@ impl Sessions {
                 Ok(Some(value)) => return Ok(self.open(cookie, Some(value))),
                 Ok(None) => {}
                 Err(error @ store::Error::Ended) => ended = Some(error),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(Error::of_data(error)),
             }
         }
         match ended {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(Error::of_data(error)),
             None => Ok(self.begin(headers, first, None)),
         }
     }
 
-    /// A session that lives, and its value if that is known.
+    /// The session that a cookie names, and its value if that is known.
     pub fn open(&self, received: ReceivedCookie, value: Option<Bytes>) -> OpenSession {
-        let (state, session) = RequestStore::of(self.store(), received.id, value);
-        OpenSession { sessions: self.clone(), received: Some(received), state, session }
+        let (store, session) = RequestStore::of(self.store(), received.id, value);
+        OpenSession { sessions: self.clone(), received: Some(received), store, session }
     }
 
     /// A session that begins when it is saved, perhaps with a view of this path. What was received names a session that
@@ -93,8 +93,8 @@ impl Sessions {
         if received.is_none() && self.cookie().is_secure() {
             warn_of_plain_http(headers);
         }
-        let (state, session) = RequestStore::beginning(self.store(), first_view);
-        OpenSession { sessions: self.clone(), received, state, session }
+        let (store, session) = RequestStore::beginning(self.store(), first_view);
+        OpenSession { sessions: self.clone(), received, store, session }
     }
 }
 
@@ -102,7 +102,7 @@ impl Sessions {
 pub struct OpenSession {
     sessions: Sessions,
     received: Option<ReceivedCookie>,
-    state: Arc<RequestStore>,
+    store: Arc<RequestStore>,
     session: Session,
 }
 
@@ -115,16 +115,16 @@ impl OpenSession {
     pub async fn answer(self, mut request: Request, count: Option<u64>, page: Next) -> Result<Response, Error> {
         let extensions = request.extensions_mut();
         extensions.insert(self.session.clone());
-        extensions.insert(AtomicSession::new(self.state.clone(), self.session.clone(), count));
+        extensions.insert(AtomicSession::new(self.store.clone(), self.session.clone(), count));
         let mut response = page.run(request).await;
-        let Self { sessions, received, state, session } = self;
-        let is_to_be_saved = state.must_be_saved() || session.is_modified() && !session.is_empty().await;
+        let Self { sessions, received, store, session } = self;
+        let is_to_be_saved = store.must_be_saved() || session.is_modified() && !session.is_empty().await;
         if is_to_be_saved && !response.status().is_server_error() {
             // Boxed: otherwise every request's future would reserve space for this rare path.
             let saved = Box::pin(session.save()).await;
-            saved.map_err(|error| state.failure().map_or_else(|| error.into(), Error::of_data))?;
+            saved.map_err(|error| store.failure().map_or_else(|| error.into(), Error::of_data))?;
         }
-        match state.failure() {
+        match store.failure() {
             // Whatever the page says of it: it has no session.
             Some(store::Error::Ended) => return Err(Error::Ended),
             // The page has saved the session itself, and passes the failure on.
@@ -133,9 +133,9 @@ impl OpenSession {
             }
             _ => {}
         }
-        let id = session.id().filter(|_| !state.is_over());
+        let id = session.id().filter(|_| !store.is_ended());
         let cookie = match (id, received) {
-            (Some(id), Some(received)) if id == received.id && !received.is_outdated => None,
+            (Some(id), Some(received)) if id == received.id && !received.needs_resigning => None,
             (Some(id), _) => sessions.cookie().with_id(id),
             // The request's session is gone: the page ended it, or it had expired.
             (None, received) => received.and_then(|_| sessions.cookie().removal()),

@@ -11,9 +11,10 @@ use super::{
     atomic_session::AtomicSession,
     cross_site::is_forged,
     error::Error,
+    page_state::Counted,
     session::{OpenSession, Sessions},
 };
-use crate::store::{self, committer::Change};
+use crate::store::{self, change::Change};
 
 const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
 
@@ -23,15 +24,6 @@ const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
 /// [`counted`](super::app::counted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewCount(pub u64);
-
-/// The state of pages whose views are counted. Only [`counted`](super::app::counted) has it to give.
-#[derive(Clone, Copy, Debug)]
-pub struct Counted(pub(super) ());
-
-/// The state of pages that have a session and are not counted. Only [`with_session`](super::app::with_session) has it to
-/// give.
-#[derive(Clone, Copy, Debug)]
-pub struct Uncounted(pub(super) ());
 
 impl FromRequestParts<Counted> for ViewCount {
     type Rejection = Error;

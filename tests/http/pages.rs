@@ -1,5 +1,5 @@
 //! Promise: each page tells each visitor how often they have viewed it, as plain text or HTML. Only a
-//! `GET` of a page is a view. Redis and the embedded store behave alike.
+//! `GET` of a page is a view. Redis and the in-memory store behave alike.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use reqwest::{
 };
 use sha2::{Digest, Sha256};
 
-/// Runs a test on both stores. The embedded store has no `Redis`.
+/// Runs a test on both stores. The in-memory store has no `Redis`.
 async fn on_both(test: impl AsyncFn(&Service, Option<&Redis>)) {
     let redis = Redis::start();
     test(&Service::on(&redis), Some(&redis)).await;

@@ -1,4 +1,4 @@
-//! Promise: the embedded store is bounded. A million visits without a cookie need no more memory than
+//! Promise: the in-memory store is bounded. A million visits without a cookie need no more memory than
 //! a full store, and the store evicts the sessions that were viewed longest ago.
 
 use std::{

@@ -263,7 +263,7 @@ async fn an_expired_session_has_ended_in_redis() {
 }
 
 #[tokio::test]
-async fn an_expired_session_has_ended_in_the_embedded_store() {
+async fn an_expired_session_has_ended_in_the_in_memory_store() {
     const TTL: Duration = Duration::from_secs(3);
     let service = Service::start([("SESSION_TTL", "3")]);
     let mut visitor = Visitor::new();
@@ -275,7 +275,7 @@ async fn an_expired_session_has_ended_in_the_embedded_store() {
         views += 1;
         assert_eq!(visitor.count(&service, "/").await, views, "{:?}", begin.elapsed());
     }
-    // The embedded store cannot be polled without a view, which would renew the session.
+    // The in-memory store cannot be polled without a view, which would renew the session.
     tokio::time::sleep(TTL + Duration::from_secs(3)).await;
     let old = visitor.cookie.clone();
     assert_eq!(visitor.count(&service, "/").await, 1);

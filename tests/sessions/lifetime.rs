@@ -164,7 +164,7 @@ async fn a_save_does_not_revive_a_session() {
 }
 
 #[tokio::test]
-async fn loading_does_not_renew_a_session_in_the_embedded_store() {
+async fn loading_does_not_renew_a_session_in_the_in_memory_store() {
     const TTL: Duration = Duration::from_secs(2);
     let service = with_pages(&["--session-ttl=2"]).await;
     let mut visitor = Visitor::new();

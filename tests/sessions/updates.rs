@@ -115,7 +115,7 @@ async fn serve(settings: &[&str]) -> u16 {
     .await
 }
 
-/// Two instances on one Redis, and one with the embedded store.
+/// Two instances on one Redis, and one with the in-memory store.
 async fn services(redis: &Redis) -> [Vec<u16>; 2] {
     let url = redis.url();
     let on_redis = ["--redis-url", &url];

@@ -44,7 +44,7 @@ mod world;
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use cloud_run_sessions::store::committer::Change;
+use cloud_run_sessions::store::change::Change;
 use events::{Event, History, Server};
 use model::{Ifeq, Model, Reply};
 use proptest::{

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use cloud_run_sessions::store::{
     Error,
-    committer::{Applied, Outcome},
+    change::{Applied, Outcome},
     contents::WRITERS,
     ttl::ENDED_TTL,
 };

@@ -9,7 +9,8 @@ use std::{
 
 use cloud_run_sessions::store::{
     DEADLINE, Error,
-    committer::{Change, Committer},
+    change::Change,
+    committer::Committer,
     compare_and_set::{CompareAndSet, SendCommand},
     contents::{Contents, Data, is_ended},
     ttl::SessionTtl,
