@@ -133,7 +133,7 @@ impl Store {
         }
     }
 
-    /// Resolves when Redis is connected for the first time, on all threads.
+    /// Resolves when this thread is connected to Redis for the first time.
     ///
     /// # Errors
     /// The reason, if Redis rejects the settings.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fred::types::config::Config;
-use futures_util::future::{join_all, select_all, try_join_all};
+use futures_util::future::{join_all, select_all};
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
@@ -51,7 +51,7 @@ impl RedisStore {
 
     /// See [`super::Store::connected`].
     pub async fn connected(&self) -> Result<(), String> {
-        try_join_all(self.links.iter().map(RedisLink::connected)).await.map(drop)
+        self.link.connected().await
     }
 
     /// See [`super::Store::rejected`].
