@@ -48,13 +48,12 @@ pub struct Config {
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
     pub redis_url: Option<RedisConfig>,
 
-    /// Seconds, 1 to 4294967295: a session ends SESSION_TTL after its last view or save, and no more than 5 seconds
-    /// later
+    /// Seconds, 1 to 4294967295: a session ends this long after its last view or save, or up to 5 seconds later
     #[arg(long, env = "SESSION_TTL", default_value = "86400", value_parser = setting(seconds))]
     pub session_ttl: Duration,
 
-    /// Maximum age of a session in seconds, 1 to 4294967295, since it began or its visitor last logged in, however active it
-    /// is, by the instances' clocks; without it, there is none
+    /// Seconds, 1 to 4294967295: a session ends this long after it began or its visitor last logged in, even if it is in use,
+    /// by the instances' clocks; not set: no maximum age
     #[arg(long, env = "SESSION_MAX_AGE", value_parser = setting(seconds))]
     pub session_max_age: Option<Duration>,
 

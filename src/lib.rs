@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]. [`telemetry`] formats
-//! the log, with the [`trace`] of a request, and [`output`] writes it. Nothing imports in the other direction. In the order
+//! the log, with the [`trace`] that `web` finds in a request, and [`output`] writes it. Nothing imports in the other direction. In the order
 //! in which to read them:
 //!
 //! - `main.rs` and [`program`]: the program, from its settings to its end, and its threads.
@@ -12,8 +12,8 @@
 //! - [`web::app`]: every route, and what surrounds each request.
 //! - `web/cookie.rs` reads and makes the cookie.
 //! - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session.
-//! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. [`web::page_state`] has the states by
-//!   which only pages with a session compile.
+//! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. [`web::page_state`] has the types by
+//!   which a handler that asks for a session or a count compiles only where it gets one.
 //! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that no
 //!   other request can undo.
 //! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.
@@ -24,7 +24,7 @@
 //! - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
 //!   [`store::compare_and_set`], with its script. `pacing.rs` decides how many sessions share a call, `remembered.rs` keeps
 //!   the values that were written last, `retry.rs` sends again.
-//! - `store/redis_link.rs` sends commands, and reconnects. `redis_client.rs` connects once, `addresses.rs` finds the address
+//! - `store/redis_link.rs` sends commands, and reconnects. `redis_client.rs` makes and checks one connection, `addresses.rs` finds the address
 //!   that answers, `rejection.rs` knows what stops the program at its start. `error.rs`: what can fail.
 //! - `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
 //!
@@ -51,11 +51,12 @@
 //!   path.
 //! - *Session*: what the cookie's id names. *Value*: the session as Redis holds it, a record of tower-sessions. *Contents*:
 //!   the value, decoded. *Own data*: the part of the contents that pages keep.
-//! - *Change*: a function from contents to contents. *Write*: changes of one session that are stored together.
+//! - *Change*: a function from what a session holds to what it holds next. *Write*: changes of one session that are stored together.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
-//! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it.
+//! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it. *Answer*: a call's reply, of
+//!   whichever attempt.
 //! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
-//! - *Connection*: in `web/`, a client's. *Link*: a thread's handle to Redis, which has a connection, and reconnects forever.
+//! - *Connection*: in `web/`, a client's. *Link*: a thread's handle to Redis, which reconnects forever.
 //! - *Instance*: a process of the service, with a thread for each core.
 //! - *Renew*: give a session its full time to live.
 

@@ -77,7 +77,7 @@ impl Lines {
     }
 
     /// Waits until all lines are written, but not for long if nobody reads them.
-    pub fn flush(&self) {
+    pub fn wait_until_written(&self) {
         let until = Instant::now() + LAST_LINES;
         let mut state = self.0.state.lock();
         while state.is_writing || !state.waiting.is_empty() {
@@ -146,7 +146,7 @@ pub fn print_error(problem: impl Display) {
 /// From now on, a panic writes these lines and its own, and ends the process even if nobody reads them.
 pub fn print_panics(lines: Lines) {
     panic::set_hook(Box::new(move |panic| {
-        lines.flush();
+        lines.wait_until_written();
         let thread = thread::current();
         print_error(format_args!("thread '{}' {panic}", thread.name().unwrap_or("?")));
     }));

@@ -27,7 +27,7 @@ use crate::{
 /// How long a start waits for Redis. After that it listens, and answers 503 until Redis is there.
 const CONNECT_FIRST: Duration = Duration::from_secs(1);
 
-/// The most threads. A Redis that runs on one core is busy with the views of fewer.
+/// The most threads. Fewer already keep Redis's one core busy.
 const MAX_THREADS: usize = 16;
 
 /// Runs the program with these routes, for example [`app::router`]: reads the settings, opens the store, and serves until
@@ -49,7 +49,7 @@ pub fn run(routes: fn(&Store, &Config) -> Router) -> ExitCode {
     };
     print_panics(log.clone());
     let outcome = start(&config, routes);
-    log.flush();
+    log.wait_until_written();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

@@ -35,7 +35,7 @@ use ttl::SessionTtl;
 /// The sessions, for one thread. A clone is another handle on the same store.
 ///
 /// A session ends [`Config::session_ttl`] after its last view or save, and no more than 5 seconds later; or
-/// [`Config::session_max_age`] after it has begun. The store logs its failures itself.
+/// [`Config::session_max_age`] after it began or its visitor last logged in. The store logs its failures itself.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Backend>);
 

@@ -22,7 +22,8 @@ use tracing_subscriber::{
 
 use crate::{config::Config, output::Lines, trace};
 
-/// Logs to standard output from now on. A process that ends has to flush the returned lines.
+/// Logs to standard output from now on. A process that ends has to wait until the returned lines are
+/// written.
 ///
 /// # Errors
 /// If the thread that writes them cannot start.

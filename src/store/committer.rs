@@ -1,7 +1,7 @@
 //! Changes sessions in Redis: each change exactly once, and many in one call (group commit).
 //!
 //! # Claim
-//! A change that is answered was applied exactly once: a view was counted, and its number was given to no other. What is
+//! A change that is answered with success was applied exactly once: a view was counted, and its number was given to no other. What is
 //! not answered with success was not applied, but for [`Error::Unanswered`] and [`Error::Garbled`], after which nobody can
 //! tell.
 //!
@@ -11,7 +11,7 @@
 //! applies the change to that one and sends again. This is optimistic concurrency control with a compare-and-set, as in
 //! Herlihy, "Wait-Free Synchronization", 1991.
 //!
-//! **A value never comes again**, since it names the write that stored it: a random name of the instance and a number
+//! **A value never comes again**, since it names the write that stored it, or, if it is a session's first, has a new id: a random name of the instance and a number
 //! that the instance never uses again. So a call is applied at most once, and only while what it expects is there;
 //! sending it again is harmless, and a late one is void. Nothing depends on clocks, on how late a call can arrive, or on
 //! how long an instance was frozen.
@@ -28,7 +28,7 @@
 //! If a call has no answer in time, nobody can tell.
 //!
 //! # Group commit
-//! One write of a session is in flight at a time. Changes that arrive meanwhile join its next write, and the writes of
+//! One write of a session is in flight at a time, but for a change of its id. Changes that arrive meanwhile join its next write, and the writes of
 //! many sessions share a call; see `pacing.rs`. A change never joins a write that was sent.
 //!
 //! # Threads
@@ -83,7 +83,7 @@ const MAX_CHANGES: usize = 2 * MAX_BATCH;
 /// long. Changes that arrive meanwhile wait, and share the next write.
 const SHORTEST_TURN: Duration = Duration::from_millis(5);
 
-/// After one in so many writes of a session that other instances write too, an instance does not write it for [`BREAK`].
+/// After one in so many writes of a session whose last writers include another instance, an instance does not write it for [`BREAK`].
 /// Otherwise an instance whose writes follow each other faster than another's round trip would always be first, and nothing
 /// of the other one would ever be stored.
 const BREAK_EVERY: u64 = 25;
@@ -191,7 +191,7 @@ struct Value {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Source {
     /// It was remembered. Another instance may have replaced it.
-    Memory,
+    Remembered,
     /// It was read or written just now.
     #[default]
     Redis,
@@ -296,8 +296,8 @@ impl<R: SendCommand> Committer<R> {
             // Never an id that a client sent, nor that of an earlier attempt, whose session may exist if only its reply
             // was lost. That session stays unused.
             let id = Id::default();
-            let sealed = ttl.encode(&id, &mut contents.clone(), unix_time())?;
-            let (value, ttl) = sealed.ok_or(Error::Ended)?;
+            let encoded = ttl.encode(&id, &mut contents.clone(), unix_time())?;
+            let (value, ttl) = encoded.ok_or(Error::Ended)?;
             compare_and_set.create(redis, send_by, &id, value.clone(), ttl).await?;
             Ok((id, value))
         });
@@ -340,15 +340,15 @@ impl<R: SendCommand> Committer<R> {
             let mut going_on = contents.clone();
             change(&mut going_on)?;
             let new = self.create(&going_on).await.map_err(without_effect)?;
-            // Under a name of its own: it does not wait for this instance's other writes, and of these a value tells only
-            // the last.
+            // Under the name of an instance that does not exist: this write does not wait for the other writes of this
+            // instance, and a value names only the last write of each.
             let write = WriteId { instance: rand::random(), number: 1 };
             let mut end = contents.clone();
             end.end();
             end.record_write(write);
             let replaced = contents.version();
-            let sealed = ttl.encode(old, &mut end, unix_time())?;
-            let (ended, ttl) = sealed.ok_or(Error::Ended)?;
+            let encoded = ttl.encode(old, &mut end, unix_time())?;
+            let (ended, ttl) = encoded.ok_or(Error::Ended)?;
             let swap = Swap { id: *old, expected: expected.clone(), new: ended, ttl };
             let swaps = std::slice::from_ref(&swap);
             let answer = until_answered(|send_by| compare_and_set.swap(redis, send_by, swaps)).await;
@@ -389,7 +389,7 @@ impl<R: SendCommand> Shared<R> {
         }
         let bytes = remembered.take(&id);
         if bytes.is_some() && remembered.is_trusted() {
-            let value = bytes.map(|bytes| Value { bytes, source: Source::Memory });
+            let value = bytes.map(|bytes| Value { bytes, source: Source::Remembered });
             busy.insert(id, BusySession { waiting: vec![waiting], value });
             drop(sessions);
             self.make_ready(id);
@@ -545,7 +545,7 @@ impl<R: SendCommand> Shared<R> {
         for (id, written, Draft { source, takes_break, mut changes, .. }) in ended {
             let mut sessions = self.instance.sessions.lock();
             match written {
-                _ if source != Source::Memory => {}
+                _ if source != Source::Remembered => {}
                 Written::Stored(_) => sessions.remembered.learn(true),
                 Written::NotStored(_) | Written::Gone => sessions.remembered.learn(false),
                 Written::Failed(_) => {}

@@ -2,7 +2,7 @@
 -- expected one. A value never comes again, so each is stored once, however often the call arrives.
 --
 -- KEYS: sessions. ARGV: ms that a session lives; how the value of an ended one begins, after its id; ms that this
--- lives; and all values in one text, because a text costs the client a fraction of what many cost: for each key the
+-- lives; and all values in one text, because one long text costs the client a fraction of many short ones: for each key the
 -- lengths of the value that is expected, of the new one, and of the ms that this lives, in four, four and one bytes, and
 -- then these three. A length in bytes costs the server less than one in digits.
 --
@@ -37,8 +37,9 @@ for i, key in ipairs(KEYS) do
     replies[i] = { err }
   else
     if held then
-      -- The time that it had left is not known: asking would take one more command for each view. So an end may be
-      -- remembered for longer, for its whole life after the last instance has found out.
+      -- The SET above has replaced what the key held: put that back. The time that it had left is not known, and asking
+      -- would take one more command for each view. So it gets a whole life again: an end is remembered for so long after
+      -- the last instance has found out.
       local is_ended = sub(held, ID_ENDS + 1, ID_ENDS + #mark) == mark
       redis.call('SET', key, held, 'PX', is_ended and ended_life or life)
     end

@@ -87,7 +87,7 @@ pub struct Contents<'a> {
     size: usize,
 }
 
-/// The pages' own data, encoded: pairs of a key and a value. Other pairs may have been between the two parts.
+/// The pages' own data, encoded: pairs of a key and a value. The service's own entry may have been between the two parts.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Own<'a> {
     pairs: u32,
@@ -213,7 +213,7 @@ impl<'a> Contents<'a> {
         }
     }
 
-    /// Whether other instances than the last one have written the session lately.
+    /// Whether another instance is among the last writers, however long ago it wrote.
     pub fn is_shared(&self) -> bool {
         self.writes.len() > 1
     }

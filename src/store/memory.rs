@@ -44,7 +44,7 @@ struct StoredSession {
 }
 
 /// A value, and how long it lives.
-type Sealed = (Bytes, Duration);
+type Encoded = (Bytes, Duration);
 
 impl StoredSession {
     /// About how many bytes the session takes.
@@ -116,7 +116,7 @@ impl MemoryStore {
     }
 
     /// Replaces the value of a session, if there is one, by what `next` makes of it and returns with a count.
-    fn write(&self, id: &Id, next: impl FnOnce(&[u8]) -> Result<(u64, Option<Sealed>), Error>) -> Outcome {
+    fn write(&self, id: &Id, next: impl FnOnce(&[u8]) -> Result<(u64, Option<Encoded>), Error>) -> Outcome {
         let Some(session) = self.cache.get(id) else { return Ok(None) };
         let mut session = session.lock();
         let now = Instant::now();

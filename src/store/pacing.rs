@@ -29,8 +29,8 @@ const MAX_SMALL_BATCH: usize = 8;
 /// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
-/// There is a pause only after a call of this many sessions. It is an eighth of the call's time: after fewer, less than
-/// one more view is to be expected in it. After more, views are cheap already, and this process is busy.
+/// There is a pause only after a call of this many sessions. After smaller ones, on average not even one view would come in
+/// an eighth of the call's time. After larger ones, views are cheap already, and this process is busy.
 const PAUSING_BATCHES: RangeInclusive<usize> = PAUSE_SHARE as usize..=128;
 
 /// The pause is this share of the time that the last call took.
@@ -53,7 +53,8 @@ impl LastCall {
         self.took > SLOW
     }
 
-    fn needs_company(self) -> bool {
+    /// Whether most of its time passed on the way.
+    fn leaves_redis_idle(self) -> bool {
         self.took <= NEXT_DOOR && self.batch <= MAX_SMALL_BATCH
     }
 }
@@ -61,7 +62,7 @@ impl LastCall {
 /// How many calls may be in flight. `last` is the call that ended last, if it was answered.
 pub fn max_calls(last: Option<LastCall>) -> usize {
     match last {
-        Some(last) if last.needs_company() => MAX_CALLS,
+        Some(last) if last.leaves_redis_idle() => MAX_CALLS,
         _ => 1,
     }
 }
@@ -70,7 +71,7 @@ pub fn max_calls(last: Option<LastCall>) -> usize {
 pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     let size = match last {
         // Halfway between the last batch and all, so that calls become similar.
-        Some(last) if !last.is_slow() && !last.needs_company() => (waiting + last.batch).div_ceil(2),
+        Some(last) if !last.is_slow() && !last.leaves_redis_idle() => (waiting + last.batch).div_ceil(2),
         _ => waiting,
     };
     size.min(waiting).min(MAX_BATCH)

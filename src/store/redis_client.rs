@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    addresses::reachable,
+    addresses::with_reachable_addresses,
     compare_and_set::{CompareAndSet, SendCommand, no_session},
     error::{Error, is_unknown_host, without_arguments},
 };
@@ -38,19 +38,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// repeats a command whose connection is lost, but fails it at once; `retry.rs` repeats it.
 pub async fn connect(
     config: &Config,
-    check: &CompareAndSet,
+    compare_and_set: &CompareAndSet,
     is_first: bool,
 ) -> Result<(Client, ConnectHandle), RedisError> {
-    let config = reachable(config).await;
+    let config = with_reachable_addresses(config).await;
     let (client, mut end) = match init(&config).await {
         Err(error) if is_unknown_host(error.details()) => init_single_node_cluster(error, config).await,
         linked => linked,
     }?;
     let check_all = async {
         let send_by = Instant::now() + CONNECT_TIMEOUT;
-        check.check(&client, send_by).await?;
+        compare_and_set.check(&client, send_by).await?;
         if is_first {
-            try_join!(check.check_rights(&client, send_by), check_server(&client))?;
+            try_join!(compare_and_set.check_rights(&client, send_by), check_server(&client))?;
         }
         Ok(())
     };
@@ -133,7 +133,7 @@ pub fn new_client(config: &Config) -> Result<Client, RedisError> {
 /// Reads what the server says of itself, if it says something. Warns if it evicts keys when it is full.
 ///
 /// # Errors
-/// If it is one of several masters of a Cluster, and the client is not one to a Cluster.
+/// If it is one of several masters of a Cluster, and the URL does not say so.
 async fn check_server(client: &Client) -> Result<(), Error> {
     let Ok(info) = send(client, "INFO", None, Vec::new()).await else { return Ok(()) };
     let info = info.as_str().unwrap_or_default();
@@ -198,7 +198,7 @@ pub fn keys_on_all_servers(client: &Client) -> Vec<String> {
     keys.into_values().collect()
 }
 
-/// A client that is not in use yet.
+/// Sends on this very client. How long the reply may take is the caller's part.
 impl SendCommand for Client {
     async fn send(
         &self,

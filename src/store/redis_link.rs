@@ -134,13 +134,13 @@ impl State {
 
 impl RedisLink {
     /// Connects in the background, and has each server checked.
-    pub fn open(config: &Config, check: Arc<CompareAndSet>, log: &Arc<OutageLog>) -> Self {
+    pub fn open(config: &Config, compare_and_set: Arc<CompareAndSet>, log: &Arc<OutageLog>) -> Self {
         let connecting = State::Lost("not connected yet".to_owned());
         let state = Arc::new(watch::Sender::new(connecting));
         let is_clustered = config.server.is_clustered();
         let this = Self { state, in_flight: Arc::default(), log: log.clone(), is_clustered };
         log.connecting();
-        tokio::spawn(keep_connected(config.clone(), check, this.clone()));
+        tokio::spawn(keep_connected(config.clone(), compare_and_set, this.clone()));
         this
     }
 
@@ -297,7 +297,7 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 ///
 /// Logs when the client is lost, or in doubt, and when there is a new one; see [`OutageLog`]. In between it logs errors from Redis
 /// and its certificate, but network failures at `debug` only.
-async fn keep_connected(config: Config, check: Arc<CompareAndSet>, link: RedisLink) {
+async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, link: RedisLink) {
     let RedisLink { state, in_flight, log, .. } = link;
     let (mut known, mut was_connected, mut backoff) = (config.clone(), false, Duration::ZERO);
     // The failure of which it was tried whether the URL's scheme is its reason.
@@ -305,7 +305,7 @@ async fn keep_connected(config: Config, check: Arc<CompareAndSet>, link: RedisLi
     // The task of a client in doubt, and since when.
     let mut doubted: Option<(ConnectHandle, Instant)> = None;
     loop {
-        match connect(&known, &check, !was_connected).await {
+        match connect(&known, &compare_and_set, !was_connected).await {
             Ok((client, mut end)) => {
                 state.send_replace(State::Linked(client.clone()));
                 doubted.take().inspect(|(end, _)| end.abort());

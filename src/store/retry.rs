@@ -12,7 +12,7 @@ pub const DEADLINE: Duration = Duration::from_millis(2500);
 /// No attempt begins later than this; then the command fails.
 pub const RETRY_WINDOW: Duration = Duration::from_millis(1500);
 
-/// How long one attempt waits for its reply: half of the patience, so that there can be another.
+/// How long one attempt waits for its reply: half of [`RETRY_WINDOW`], so that there can be another.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(750);
 
 const _: () = assert!(RETRY_WINDOW.as_millis() + ATTEMPT_TIMEOUT.as_millis() <= DEADLINE.as_millis());
@@ -41,8 +41,8 @@ impl<T> Answer<T> {
     }
 }
 
-/// Makes attempts, the first one at once, until one is answered or no other may begin, which is [`RETRY_WINDOW`] later. Each
-/// is told the time by which it must be sent.
+/// Makes attempts, the first one at once, until one is answered. None begins later than [`RETRY_WINDOW`] after that; each is
+/// told the time by which it must be sent.
 ///
 /// An attempt that is refused is the last, unless keys are moving, or an earlier one is in doubt.
 pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(

@@ -122,9 +122,9 @@ mod tests {
             let begun = age.map(|age| now - age);
             let mut contents = Contents::default();
             (contents.is_ended, contents.begun) = (is_ended, begun);
-            let sealed = ttl.encode(&Id(1), &mut contents, now).unwrap();
-            assert_eq!(sealed.as_ref().map(|(_, left)| *left), expected, "{age:?}");
-            let Some((value, left)) = sealed else { continue };
+            let encoded = ttl.encode(&Id(1), &mut contents, now).unwrap();
+            assert_eq!(encoded.as_ref().map(|(_, left)| *left), expected, "{age:?}");
+            let Some((value, left)) = encoded else { continue };
             let ends = rmp_serde::from_slice::<tower_sessions::session::Record>(&value).unwrap().expiry_date;
             // In whole seconds.
             assert_eq!(ends.unix_timestamp_nanos(), i128::from(now + left.as_secs() as i64) * 1_000_000_000, "{age:?}");

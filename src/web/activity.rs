@@ -162,7 +162,7 @@ impl Activity {
     }
 
     /// Whether the client may be sending what nobody is going to read.
-    pub fn may_send(&self) -> bool {
+    pub fn may_still_send(&self) -> bool {
         self.leaves_bytes.load(Relaxed) || self.is_mid_request.load(Relaxed)
     }
 

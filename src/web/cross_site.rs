@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderName, Method, header},
 };
 
-use super::host::without_default_port;
+use super::host::is_same_host;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -29,9 +29,7 @@ pub fn is_forged(request: &Request) -> bool {
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
     let host = host.or(request.uri().authority().map(|authority| authority.as_str().as_bytes()));
     let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-    let is_same =
-        |origin: &str, host| without_default_port(origin.as_bytes()).eq_ignore_ascii_case(without_default_port(host));
-    !origin.zip(host).is_some_and(|((_, origin), host)| is_same(origin, host))
+    !origin.zip(host).is_some_and(|((_, origin), host)| is_same_host(origin.as_bytes(), host))
 }
 
 #[cfg(test)]

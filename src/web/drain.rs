@@ -166,7 +166,7 @@ impl AsyncWrite for ClientStream {
             Some(closing) => closing,
             None => {
                 ready!(tcp.as_mut().poll_shutdown(context))?;
-                if !activity.may_send() {
+                if !activity.may_still_send() {
                     return Poll::Ready(Ok(()));
                 }
                 closing.insert(Closing { left: DROPPED_MAX, time: Box::pin(sleep(DROPPING_TIME)) })

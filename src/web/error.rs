@@ -72,9 +72,8 @@ impl Error {
             Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
             Self::Session => "This page's data may not have been saved. No earlier view is affected.",
-            Self::MaybeCounted | Self::TimedOut => {
-                "This view may or may not have been counted. No other view is affected."
-            }
+            Self::MaybeCounted => "This view may or may not have been counted. No other view is affected.",
+            Self::TimedOut => "Your view or change may or may not have been stored. No other is affected.",
         }
     }
 

@@ -9,7 +9,7 @@ use axum::http::{Request, Version, header::HOST, uri::Authority};
 ///
 /// HTTP/1.1 needs exactly one `Host`; other versions need none. Where there is one, or a URI with an authority, it must
 /// be a host and perhaps a port. Over HTTP/2, both must agree; over HTTP/1.1, the URI counts.
-pub fn is_named<B>(request: &Request<B>) -> bool {
+pub fn has_valid_host<B>(request: &Request<B>) -> bool {
     let authority = request.uri().authority().map(|authority| Authority::as_str(authority).as_bytes());
     if !authority.is_none_or(is_host) {
         return false;
@@ -18,8 +18,8 @@ pub fn is_named<B>(request: &Request<B>) -> bool {
     match (hosts.next(), hosts.next()) {
         (None, _) => request.version() != Version::HTTP_11,
         (Some(host), None) => {
-            let is_same = |authority| without_default_port(authority).eq_ignore_ascii_case(without_default_port(host));
-            is_host(host) && (request.version() != Version::HTTP_2 || authority.is_none_or(is_same))
+            let agrees = authority.is_none_or(|authority| is_same_host(authority, host));
+            is_host(host) && (request.version() != Version::HTTP_2 || agrees)
         }
         (Some(_), Some(_)) => false,
     }
@@ -98,8 +98,13 @@ fn is_port(port: &[u8]) -> bool {
     number.is_some()
 }
 
-/// The port may be left out if it is the scheme's. A proxy that ends TLS may change the scheme.
-pub(super) fn without_default_port(host: &[u8]) -> &[u8] {
+/// Whether these are one host. The port may be left out if it is the scheme's. A proxy that terminates TLS may change the
+/// scheme.
+pub(super) fn is_same_host(one: &[u8], other: &[u8]) -> bool {
+    without_default_port(one).eq_ignore_ascii_case(without_default_port(other))
+}
+
+fn without_default_port(host: &[u8]) -> &[u8] {
     let ports: [&[u8]; 3] = [b":80", b":443", b":"];
     ports.iter().find_map(|port| host.strip_suffix(*port)).unwrap_or(host)
 }

@@ -145,7 +145,7 @@ impl RequestStore {
     }
 
     /// What the page has changed; all, if it never looked.
-    fn changes(&self, data: &Data) -> (Vec<KeyChange>, bool) {
+    fn changed_keys(&self, data: &Data) -> (Vec<KeyChange>, bool) {
         let state = self.state.lock();
         let loaded = state.loaded.as_ref();
         let get = |key: &str| loaded.and_then(|loaded| loaded.get(key));
@@ -156,8 +156,8 @@ impl RequestStore {
     }
 
     /// The change that a save makes.
-    fn changes_of(&self, data: &Data) -> impl FnMut(&mut Data) -> Result<(), Error> + Send + use<> {
-        let (changes, is_all) = self.changes(data);
+    fn change_of_save(&self, data: &Data) -> impl FnMut(&mut Data) -> Result<(), Error> + Send + use<> {
+        let (changes, is_all) = self.changed_keys(data);
         move |data| {
             if is_all {
                 data.clear();
@@ -192,7 +192,7 @@ impl RequestStore {
             }
             // `cycle_id` has given it another one.
             Some(old) => {
-                let mut change = self.changes_of(&record.data);
+                let mut change = self.change_of_save(&record.data);
                 let restarts_age = self.state.lock().restarts_age;
                 let change_contents = |contents: &mut Contents<'_>| {
                     if restarts_age {
@@ -222,7 +222,7 @@ impl RequestStore {
         if ending == Some(record.id) {
             return self.end(record.id).await;
         }
-        let change = Change::Data(Box::new(self.changes_of(&record.data)));
+        let change = Change::Data(Box::new(self.change_of_save(&record.data)));
         if self.change(change).await? {
             self.state.lock().loaded = Some(record.data.clone());
         }

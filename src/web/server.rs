@@ -115,7 +115,7 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it. Each connection is served on one of these
-/// threads' runtimes, by its service: the first nine on the first thread, further ones on the thread with the fewest.
+/// threads' runtimes, by its service: nine on each thread, one thread after the other, then on the thread with the fewest.
 ///
 /// A connection is closed if its first request does not arrive within 20 s, a later one within 650 s, and one that has
 /// begun to arrive within 20 s. It is closed if its client takes nothing of a response for 20 s, so a body must produce
@@ -173,7 +173,7 @@ where
                     return Either::Left(ready(Ok(refusal(&request, refused).map(ResponseBody::of_refused))));
                 };
                 let request = with_rest_read(request, &activity);
-                if !host::is_named(&request) {
+                if !host::has_valid_host(&request) {
                     // hyper leaves the header out over HTTP/2.
                     let refused = (StatusCode::BAD_REQUEST, [(header::CONNECTION, "close")], NAMES_NO_HOST);
                     return Either::Left(ready(Ok(refusal(&request, refused).map(|body| pending.respond(body)))));

@@ -1,6 +1,6 @@
 //! Promise: the protocol holds in a deterministic world: choices come from a seed, no real time passes.
 //!
-//! The committer, compare-and-set in its three forms, its script, retries, pacing and memory are the real ones. Simulated
+//! The committer, compare-and-set in its three forms, its script, retries, pacing and what an instance remembers are the real ones. Simulated
 //! are the clock (tokio's, paused), the network, and Redis: a model of the few commands that are sent, with Lua 5.1 over
 //! it. fred, TLS, Cluster and Sentinel are not simulated, nor Redis's persistence; only the tests on real servers show
 //! those.
@@ -32,8 +32,8 @@
 //! 5. Add a fault to one of these two lists that only this event finds, and see it found.
 //!
 //! # What is not played
-//! A command that was refused, or a new session's first value, never arrives a second time: TCP doubles nothing, and these
-//! two are not void as swaps are.
+//! A command that was refused, or a new session's first value, never arrives a second time: TCP delivers nothing
+//! twice, and unlike a swap, neither of these is harmless when it comes twice.
 
 mod events;
 mod lua;
