@@ -122,7 +122,7 @@ impl Loaded {
             Load::Connections(_) | Load::Pipelined(..) => &self.cookies,
             Load::OwnData => self.with_own_data.as_ref()?,
         };
-        redis.statistics();
+        redis.wait_until_idle();
         let (cpu, redis_cpu) = (self.server.cpu(), redis.cpu());
         let done = wrk::run(self.server.port, cookies, load.connections(), load.pipelined(), time);
         let (cpu, redis_cpu) = (self.server.cpu() - cpu, redis.cpu() - redis_cpu);

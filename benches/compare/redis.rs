@@ -3,7 +3,8 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::process::{PATIENCE, Process, free_port};
@@ -73,6 +74,17 @@ impl Redis {
     pub fn cpu(&self) -> f64 {
         let info = self.cli(0, &["INFO", "cpu"]);
         field(&info, "used_cpu_user") + field(&info, "used_cpu_sys")
+    }
+
+    /// Waits until no command comes: a slow program goes on for a while with the requests of clients that are gone.
+    pub fn wait_until_idle(&self) {
+        self.statistics();
+        loop {
+            thread::sleep(Duration::from_millis(50));
+            if self.statistics().executed == 0.0 {
+                return;
+            }
+        }
     }
 
     /// What the server did since the last call.
