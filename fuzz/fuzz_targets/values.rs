@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use cloud_run_sessions::store::contents::{Contents, KEY, Write};
+use cloud_run_sessions::store::contents::{Contents, KEY, WriteId};
 use libfuzzer_sys::fuzz_target;
 use time::OffsetDateTime;
 use tower_sessions::session::{Id, Record};
