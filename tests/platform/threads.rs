@@ -121,7 +121,7 @@ async fn the_service_is_ready_once_each_thread_has_a_link() {
         assert_eq!(visitor.view(&service, "/health/ready").await.status, 503);
     }
     let () = client
-        .custom(CustomCommand::new_static("CONFIG", None, false), vec!["SET", "maxclients", "1000"])
+        .custom(CustomCommand::new_static("CONFIG", None, false), vec!["SET", "maxclients", "100"])
         .await
         .unwrap();
     service.wait_until_ready().await;
