@@ -2,9 +2,9 @@
 //! visitor, for Cloud Run and other container platforms.
 //!
 //! # Layout
-//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]. [`telemetry`] formats
-//! the log, with the [`trace`] that `web` finds in a request, and [`output`] writes it. Nothing imports in the other direction. In the order
-//! in which to read them:
+//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]. [`logging`] formats
+//! the log, with the [`trace`] that `web` finds in a request, and [`output`] writes it. Nothing imports in the other
+//! direction. In the order in which to read them:
 //!
 //! - `main.rs` and [`program`]: the program, from its settings to its end, and its threads.
 //!
@@ -61,10 +61,10 @@
 //! - *Renew*: give a session its full time to live.
 
 pub mod config;
+pub mod logging;
 pub mod output;
 pub mod program;
 pub mod store;
-pub mod telemetry;
 pub mod trace;
 pub mod warnings;
 pub mod web;

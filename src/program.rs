@@ -18,9 +18,9 @@ use tracing::info;
 
 use crate::{
     config::Config,
+    logging,
     output::{print_error, print_panics},
     store::Store,
-    telemetry,
     web::{app, server},
 };
 
@@ -40,7 +40,7 @@ pub fn run(routes: fn(&Store, &Config) -> Router) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let log = match telemetry::init(&config) {
+    let log = match logging::init(&config) {
         Ok(log) => log,
         Err(error) => {
             print_error(format_args!("the log cannot start: {error}"));

@@ -10,7 +10,7 @@ use clap::Parser;
 use cloud_run_sessions::{
     config::Config,
     output::Lines,
-    telemetry,
+    logging,
     trace::Trace,
 };
 use futures_util::FutureExt;
@@ -21,7 +21,7 @@ static LOG: OnceLock<Lines> = OnceLock::new();
 fuzz_target!(|input: (Option<&[u8]>, Option<&[u8]>)| {
     LOG.get_or_init(|| {
         let settings = ["fuzz", "--k-service", "service", "--google-cloud-project", "project"];
-        telemetry::init(&Config::try_parse_from(settings).unwrap()).unwrap()
+        logging::init(&Config::try_parse_from(settings).unwrap()).unwrap()
     });
     let mut headers = HeaderMap::new();
     for (name, value) in [("traceparent", input.0), ("x-cloud-trace-context", input.1)] {

@@ -16,7 +16,8 @@ pub type DataChange = Box<dyn FnMut(&mut Data) -> Result<(), Error> + Send>;
 pub enum Change {
     /// Counts a view of this path.
     View(Box<str>),
-    /// Changes the pages' own data. It may be called several times, each time with what another one left.
+    /// Changes the pages' own data. The function may be called several times, each time with the data
+    /// that another change has left.
     Data(DataChange),
     /// Ends the session.
     End,

@@ -11,10 +11,10 @@
 //! applies the change to that one and sends again. This is optimistic concurrency control with a compare-and-set, as in
 //! Herlihy, "Wait-Free Synchronization", 1991.
 //!
-//! **A value never comes again**, since it names the write that stored it, or, if it is a session's first, has a new id: a random name of the instance and a number
-//! that the instance never uses again. So a call is applied at most once, and only while what it expects is there;
-//! sending it again is harmless, and a late one is void. Nothing depends on clocks, on how late a call can arrive, or on
-//! how long an instance was frozen.
+//! **A value never comes again**: a session's first value has a new id, and any other names the write that stored it, by a
+//! random name of the instance and a number that the instance never uses again. So a call is applied at most once, and only
+//! while what it expects is there; sending it again is harmless, and a late one is void. Nothing depends on clocks, on how
+//! late a call can arrive, or on how long an instance was frozen.
 //!
 //! When a call is answered, then for each session:
 //! 1. *It is stored.* The change is applied, and its result is known: this instance made the new value.
@@ -83,7 +83,8 @@ const MAX_CHANGES: usize = 2 * MAX_BATCH;
 /// long. Changes that arrive meanwhile wait, and share the next write.
 const SHORTEST_TURN: Duration = Duration::from_millis(5);
 
-/// After one in so many writes of a session whose last writers include another instance, an instance does not write it for [`BREAK`].
+/// If another instance is among a session's last writers, an instance leaves the session alone for [`BREAK`] after one in so
+/// many of its own writes.
 /// Otherwise an instance whose writes follow each other faster than another's round trip would always be first, and nothing
 /// of the other one would ever be stored.
 const BREAK_EVERY: u64 = 25;
@@ -144,8 +145,8 @@ impl Instance {
         })
     }
 
-    /// The next write. Of one session, its number is higher than that of the write before, also if another thread made
-    /// that: the session has passed from thread to thread under the lock of `sessions`.
+    /// The next write. Within one session, numbers grow from write to write, even if different threads make them: the
+    /// session has passed from thread to thread under the lock of `sessions`.
     fn next_write(&self) -> WriteId {
         WriteId { instance: self.name, number: self.writes.fetch_add(1, Relaxed) + 1 }
     }
@@ -340,8 +341,8 @@ impl<R: SendCommand> Committer<R> {
             let mut going_on = contents.clone();
             change(&mut going_on)?;
             let new = self.create(&going_on).await.map_err(without_effect)?;
-            // Under the name of an instance that does not exist: this write does not wait for the other writes of this
-            // instance, and a value names only the last write of each.
+            // This write does not wait for this instance's other writes. A value names only the last write of each
+            // instance, so under this one's name, one could hide the other. So it has a random name of its own.
             let write = WriteId { instance: rand::random(), number: 1 };
             let mut end = contents.clone();
             end.end();

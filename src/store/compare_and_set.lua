@@ -1,10 +1,13 @@
 -- SET … IFEQ for servers that lack it, and for several sessions in one call: each key gets its new value if it holds the
 -- expected one. A value never comes again, so each is stored once, however often the call arrives.
 --
--- KEYS: sessions. ARGV: ms that a session lives; how the value of an ended one begins, after its id; ms that this
--- lives; and all values in one text, because one long text costs the client a fraction of many short ones: for each key the
--- lengths of the value that is expected, of the new one, and of the ms that this lives, in four, four and one bytes, and
--- then these three. A length in bytes costs the server less than one in digits.
+-- KEYS: sessions.
+-- ARGV[1]: ms that a session lives.
+-- ARGV[2]: how the value of an ended session begins, after its id.
+-- ARGV[3]: ms that such a value lives.
+-- ARGV[4]: for each key, the length of the expected value (4 bytes), of the new value (4 bytes), and of the new value's ms
+--   to live in digits (1 byte); then the expected value, the new value, and those digits. One long text costs the client a
+--   fraction of many short ones, and a length in bytes costs the server less than one in digits.
 --
 -- Replies for each key: 1 if the new value is stored, now or by an earlier sending of this call; else what the key
 -- holds, nil if nothing; or {error}. If the server refuses, the error alone.
@@ -38,8 +41,8 @@ for i, key in ipairs(KEYS) do
   else
     if held then
       -- The SET above has replaced what the key held: put that back. The time that it had left is not known, and asking
-      -- would take one more command for each view. So it gets a whole life again: an end is remembered for so long after
-      -- the last instance has found out.
+      -- would take one more command for each view. So it gets its full time to live again: what is left of an ended
+      -- session stays for that long after the last instance that met it.
       local is_ended = sub(held, ID_ENDS + 1, ID_ENDS + #mark) == mark
       redis.call('SET', key, held, 'PX', is_ended and ended_life or life)
     end

@@ -27,7 +27,7 @@ use super::{
 const SCRIPT: &str = include_str!("compare_and_set.lua");
 
 /// One of many keys that no session has. They are as long as ids, so that a user's key pattern for ids allows them. But
-/// they end with a hyphen, and an id's last character, which carries only two bits, never is one.
+/// they end with a hyphen, which no id does: an id's last character carries only two bits, and is one of four letters.
 pub fn no_session(number: u32) -> String {
     format!("{number:-<22}")
 }
@@ -161,7 +161,7 @@ impl CompareAndSet {
     }
 
     /// What the key of a session holds. It is read by a command that writes, because a database with read regions answers
-    /// others from replicas, which may lag.
+    /// commands that only read from replicas, which may lag.
     ///
     /// # Errors
     /// As for [`SendCommand::send`]; [`Error::Garbled`], and nothing is changed.
@@ -228,7 +228,7 @@ impl CompareAndSet {
         }
         // From now on, sessions come one by one. Of these, nothing is stored yet.
         let each = swaps.iter().map(|swap| Box::pin(self.swap(redis, send_by, slice::from_ref(swap))));
-        // What one of them fails with is not what became of the others.
+        // If one of them fails, that says nothing of the others: each gets its own result.
         let swapped = |reply: Result<Vec<_>, _>| reply.and_then(|mut replies| replies.remove(0));
         Ok(join_all(each).await.into_iter().map(swapped).collect())
     }

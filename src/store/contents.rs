@@ -41,7 +41,8 @@ pub const WRITERS: usize = 4;
 /// The most bytes of a session. A change that would make a larger one is refused.
 pub const MAX_SESSION_BYTES: usize = 64 * 1024;
 
-/// The bytes that counts may take even in a larger session. Another program may have written it, which knows no bound.
+/// Counts may take this many bytes even if the session exceeds [`MAX_SESSION_BYTES`]: another program, which knows no bound,
+/// may have written it.
 const COUNTS_BYTES: usize = 1024;
 
 /// How deep arrays and maps may be nested in a page's value. rmp_serde writes any depth, but reads only a little more than
@@ -197,12 +198,12 @@ impl<'a> Contents<'a> {
         self.writes.insert(0, write);
     }
 
-    /// Whether a write that was to replace a value of this version is part of this value. It was sent perhaps, and
-    /// its reply lost.
+    /// Whether `write`, which was to replace a value of the version `replaced`, led to this value. It may have been sent,
+    /// and its reply lost.
     ///
-    /// Had it been stored, its version would be the next one, and it would be named first there. Each later write
-    /// moves its name back by one place at most. So if the name is gone, at least [`WRITERS`] writes came later, and there
-    /// are as many names.
+    /// Had it been stored, the value with it would have the version `replaced` + 1, and name it first. Each later write
+    /// moves the name back by one place at most. So the name is gone only after [`WRITERS`] or more later writes, and then
+    /// the value names as many others.
     pub fn fate(&self, write: WriteId, replaced: u64) -> Fate {
         match self.writes.iter().find(|last| last.instance == write.instance) {
             Some(last) if last.number >= write.number => Fate::Stored,

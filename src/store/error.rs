@@ -12,7 +12,7 @@ pub enum Error {
     /// Redis does not reply in time. It may have executed the command, or may yet do so.
     #[error("Redis does not answer")]
     Unanswered,
-    /// Redis replies what the command cannot mean. It may have executed the command.
+    /// Redis's reply is none that this command can have. It may have executed the command.
     #[error("Redis's reply cannot be read")]
     Garbled,
     /// Redis replied with this error and has changed nothing.
@@ -123,7 +123,7 @@ impl Error {
 /// fred's error for a key that is on another node of the Cluster, or is moving there.
 const TOO_MANY_REDIRECTIONS: &str = "Too many redirections.";
 
-/// The kind of problem that Redis cannot be reached or does not answer.
+/// The kind of these problems: Redis cannot be reached, or does not answer.
 const OUTAGE: &str = "outage";
 
 /// The next such problem is the first of a new outage.

@@ -115,7 +115,7 @@ impl MemoryStore {
         Ok(ended.and(new))
     }
 
-    /// Replaces the value of a session, if there is one, by what `next` makes of it and returns with a count.
+    /// Replaces a session's value, if there is one, by the one that `next` returns, together with a count.
     fn write(&self, id: &Id, next: impl FnOnce(&[u8]) -> Result<(u64, Option<Encoded>), Error>) -> Outcome {
         let Some(session) = self.cache.get(id) else { return Ok(None) };
         let mut session = session.lock();

@@ -84,8 +84,8 @@ impl OutageLog {
         }
     }
 
-    /// Warns of what keeps a link from having a client, unless the reason is known: another one is news if it
-    /// `is_telling`.
+    /// Logs why a link has no client: as a warning if it is the outage's first reason, or a different one that
+    /// `is_telling`; else at `debug`.
     fn warn(&self, problem: &str, reason: &str, is_telling: bool) {
         let mut logged = self.0.lock();
         if logged.reason.as_ref().is_none_or(|known| is_telling && code(known) != code(reason)) {
@@ -187,7 +187,7 @@ impl RedisLink {
         reply.map_err(|error| match error {
             // Another server may now have the primary's name.
             Error::Refused(reason)
-                // A server that was all of a Cluster is so no more.
+                // A server that held all slots of its Cluster does not any more.
                 if error::is_unfit_server(&reason) || self.is_clustered && error::is_moved(&reason) =>
             {
                 self.give_up(&client, &reason);
@@ -300,7 +300,7 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, link: RedisLink) {
     let RedisLink { state, in_flight, log, .. } = link;
     let (mut known, mut was_connected, mut backoff) = (config.clone(), false, Duration::ZERO);
-    // The failure of which it was tried whether the URL's scheme is its reason.
+    // The last failure for which the URL's scheme was already tested as the cause.
     let mut probed = None;
     // The task of a client in doubt, and since when.
     let mut doubted: Option<(ConnectHandle, Instant)> = None;

@@ -21,8 +21,8 @@ const MAX_CONNECTIONS: usize = 1250;
 /// of a command.
 const FILL_FIRST: usize = 8;
 
-/// With fewer free places than this, each new connection makes an idle one end. The idle one has time for that, since the
-/// new one takes a free place and does not wait. It stops clients that fill all places and end none.
+/// With fewer free places than this, each new connection makes an idle one end. The new one takes a free place at once, so
+/// the idle one has time to end. This stops clients that fill all places and end none.
 const SPARE: usize = 50;
 
 /// If every connection is busy, a new one waits this long until they are looked at again.
@@ -146,7 +146,8 @@ impl Place {
                 // It has just been served once more, so its client has been told if that was possible.
                 () = ready(()), if is_ending && activity.told() > 1 && activity.is_idle() => return,
                 () = activity.wait_until_told() => {}
-                // A connection may cease to be at rest at any time, so none sleeps for longer than an idle one.
+                // A connection at rest may begin a request at any time, and then has only `IDLE_TIMEOUT`. So look again
+                // after that at the latest.
                 // Unconstrained: a client that floods the connection uses up the task's budget, and tokio's timer would
                 // then never be over.
                 () = unconstrained(sleep(activity.left(is_ending).min(IDLE_TIMEOUT))) => {

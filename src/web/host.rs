@@ -42,7 +42,7 @@ const IN_NAME: [bool; 256] = {
 };
 
 /// Whether this is `host[:port]` of RFC 3986, 3.2.2 and 3.2.3. An empty host is none: no URI of HTTP has one (RFC 9110,
-/// 4.2.1). To have http's `Authority` read each request's host was measured to take 880 instructions a view more, 4 %.
+/// 4.2.1). Parsing each host with http's `Authority` instead was measured to cost 880 instructions more per view, 4 %.
 fn is_host(value: &[u8]) -> bool {
     let end = match value {
         [b'[', ..] => value.iter().position(|byte| *byte == b']').map_or(0, |bracket| bracket + 1),

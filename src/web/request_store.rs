@@ -44,7 +44,7 @@ struct State {
     first_view: Option<Box<str>>,
     /// The session that is to end.
     ending: Option<Id>,
-    /// Whether its age is counted from now on, if it goes on under another id.
+    /// Whether its age begins anew when it goes on under another id.
     restarts_age: bool,
     /// Whether the page has ended the session.
     is_ended: bool,
@@ -77,7 +77,7 @@ impl RequestStore {
         self.state.lock().id.is_some()
     }
 
-    /// Lets the session's age be counted from now on, when it goes on under another id.
+    /// Lets the session's age begin anew when it goes on under another id.
     pub fn restart_age(&self) {
         self.state.lock().restarts_age = true;
     }
@@ -241,7 +241,7 @@ impl RequestStore {
         };
         let data = Contents::decode(id, &value).and_then(|contents| contents.data()).inspect_err(Error::report)?;
         self.state.lock().loaded = Some(data.clone());
-        // Nobody reads this time.
+        // The expiry date is not used.
         Ok(Some(Record { id: *id, data, expiry_date: OffsetDateTime::UNIX_EPOCH }))
     }
 }

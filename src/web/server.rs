@@ -117,8 +117,8 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it. Each connection is served on one of these
 /// threads' runtimes, by its service: nine on each thread, one thread after the other, then on the thread with the fewest.
 ///
-/// A connection is closed if its first request does not arrive within 20 s, a later one within 650 s, and one that has
-/// begun to arrive within 20 s. It is closed if its client takes nothing of a response for 20 s, so a body must produce
+/// A connection is closed if its first request is not complete within 20 s, if no later one begins within 650 s, or if one
+/// that has begun is not complete within 20 s. It is closed if its client takes nothing of a response for 20 s, so a body must produce
 /// each part within that time. At most 1,250 are open: idle ones give way to new ones. An HTTP/2 client is told before
 /// (`GOAWAY`).
 ///
