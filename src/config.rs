@@ -41,8 +41,8 @@ pub struct Config {
     pub port: u16,
 
     /// URL of the Redis that keeps the sessions: `redis://[user:password@]host[:port][/database]`. Other schemes are
-    /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel:// and rediss-sentinel://. ?node=host:port adds
-    /// a node, ?sentinelServiceName=name names Sentinel's service, sentinelUsername and sentinelPassword are the
+    /// rediss:// (TLS), redis-cluster://, rediss-cluster://, redis-sentinel:// and rediss-sentinel://. ?node=host:port
+    /// adds a node, ?sentinelServiceName=name names Sentinel's service, sentinelUsername and sentinelPassword are the
     /// credentials for the Sentinels themselves. Without REDIS_URL, sessions are kept in memory and are lost when the
     /// process exits
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_parser = setting(redis_url))]
@@ -52,8 +52,8 @@ pub struct Config {
     #[arg(long, env = "SESSION_TTL", default_value = "86400", value_parser = setting(seconds))]
     pub session_ttl: Duration,
 
-    /// Seconds, 1 to 4294967295: a session ends this long after it began or its visitor last logged in, even if it is in use,
-    /// by the instances' clocks; not set: no maximum age
+    /// Seconds, 1 to 4294967295: a session ends this long after it began or its visitor last logged in, even if it is
+    /// in use, by the instances' clocks; not set: no maximum age
     #[arg(long, env = "SESSION_MAX_AGE", value_parser = setting(seconds))]
     pub session_max_age: Option<Duration>,
 

@@ -2,9 +2,9 @@
 //! visitor, for Cloud Run and other container platforms.
 //!
 //! # Layout
-//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]. [`logging`] formats
-//! the log, with the [`trace`] that `web` finds in a request, and [`output`] writes it. Nothing imports in the other
-//! direction. In the order in which to read them:
+//! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]. [`logging`]
+//! formats the log, with the [`trace`] that `web` finds in a request, and [`output`] writes it. Nothing imports in the
+//! other direction. In the order in which to read them:
 //!
 //! - `main.rs` and [`program`]: the program, from its settings to its end, and its threads.
 //!
@@ -14,18 +14,19 @@
 //! - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session.
 //! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. [`web::page_state`] has the types by
 //!   which a handler that asks for a session or a count compiles only where it gets one.
-//! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that no
-//!   other request can undo.
+//! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that
+//!   no other request can undo.
 //! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.
 //!
 //! The sessions:
 //! - [`store`]: sessions, wherever they live. [`store::change`]: what may be done to one.
 //! - [`store::contents`]: what a session holds, and its form in Redis. [`store::ttl`]: how long it lives.
 //! - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
-//!   [`store::compare_and_set`], with its script. `pacing.rs` decides how many sessions share a call, `remembered.rs` keeps
-//!   the values that were written last, `retry.rs` sends again.
-//! - `store/redis_link.rs` sends commands, and reconnects. `redis_client.rs` makes and checks one connection, `addresses.rs` finds the address
-//!   that answers, `rejection.rs` knows what stops the program at its start. `error.rs`: what can fail.
+//!   [`store::compare_and_set`], with its script. `pacing.rs` decides how many sessions share a call, `remembered.rs`
+//!   keeps the values that were written last, `retry.rs` sends again.
+//! - `store/redis_link.rs` sends commands, and reconnects. `redis_client.rs` makes and checks one connection,
+//!   `addresses.rs` finds the address that answers, `rejection.rs` knows what stops the program at its start.
+//!   `error.rs`: what can fail.
 //! - `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
 //!
 //! HTTP below the routes:
@@ -49,12 +50,13 @@
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
 //! - *View*: a request, usually a `GET`, that a counted page handles. *Count*: the number of a session's views of one
 //!   path.
-//! - *Session*: what the cookie's id names. *Value*: the session as Redis holds it, a record of tower-sessions. *Contents*:
-//!   the value, decoded. *Own data*: the part of the contents that pages keep.
-//! - *Change*: a function from what a session holds to what it holds next. *Write*: changes of one session that are stored together.
+//! - *Session*: what the cookie's id names. *Value*: the session as Redis holds it, a record of tower-sessions.
+//!   *Contents*: the value, decoded. *Own data*: the part of the contents that pages keep.
+//! - *Change*: a function from what a session holds to what it holds next. *Write*: changes of one session that are
+//!   stored together.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
-//! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it. *Answer*: a call's reply, of
-//!   whichever attempt.
+//! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it. *Answer*: a
+//!   call's reply, of whichever attempt.
 //! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
 //! - *Connection*: in `web/`, a client's. *Link*: a thread's handle to Redis, which reconnects forever.
 //! - *Instance*: a process of the service, with a thread for each core.

@@ -46,8 +46,8 @@ enum Backend {
 }
 
 impl Store {
-    /// The store that the settings name, for each of these threads' runtimes. Redis need not be there yet: connecting goes
-    /// on in the background.
+    /// The store that the settings name, for each of these threads' runtimes. Redis need not be there yet: connecting
+    /// goes on in the background.
     pub fn open(config: &Config, threads: &[Handle]) -> Vec<Self> {
         let ttl = SessionTtl::new(config.session_ttl, config.session_max_age);
         let backends: Vec<_> = match &config.redis_url {

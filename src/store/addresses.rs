@@ -19,7 +19,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const GIVE_UP_AFTER: Duration = Duration::from_millis(1500);
 
 /// The same settings, but names whose first address does not answer are replaced by an address that does. A certificate
-/// still has to name the host. It names an IPv6 address without a URL's brackets, which fred 10.1 keeps, so they are removed.
+/// still has to name the host. It names an IPv6 address without a URL's brackets, which fred 10.1 keeps, so they are
+/// removed.
 pub async fn with_reachable_addresses(config: &Config) -> Config {
     let mut config = config.clone();
     let servers = match &mut config.server {

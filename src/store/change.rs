@@ -37,7 +37,8 @@ impl Change {
     /// Applies the change. Returns a view's count, else 0.
     ///
     /// # Errors
-    /// [`Error::Ended`] if the session was ended; [`Error::TooLarge`]; those of [`Change::Data`]. Then nothing is changed.
+    /// [`Error::Ended`] if the session was ended; [`Error::TooLarge`]; those of [`Change::Data`]. Then nothing is
+    /// changed.
     pub fn apply<'a>(&'a mut self, contents: &mut Contents<'a>) -> Result<u64, Error> {
         if contents.is_ended {
             return Err(Error::Ended);

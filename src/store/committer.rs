@@ -1,9 +1,9 @@
 //! Changes sessions in Redis: each change exactly once, and many in one call (group commit).
 //!
 //! # Claim
-//! A change that is answered with success was applied exactly once: a view was counted, and its number was given to no other. What is
-//! not answered with success was not applied, but for [`Error::Unanswered`] and [`Error::Garbled`], after which nobody can
-//! tell.
+//! A change that is answered with success was applied exactly once: a view was counted, and its number was given to no
+//! other. What is not answered with success was not applied, but for [`Error::Unanswered`] and [`Error::Garbled`],
+//! after which nobody can tell.
 //!
 //! # Protocol
 //! A session is one value. A change is a function from a value to the next one. To apply it, an instance takes the value
@@ -11,10 +11,10 @@
 //! applies the change to that one and sends again. This is optimistic concurrency control with a compare-and-set, as in
 //! Herlihy, "Wait-Free Synchronization", 1991.
 //!
-//! **A value never comes again**: a session's first value has a new id, and any other names the write that stored it, by a
-//! random name of the instance and a number that the instance never uses again. So a call is applied at most once, and only
-//! while what it expects is there; sending it again is harmless, and a late one is void. Nothing depends on clocks, on how
-//! late a call can arrive, or on how long an instance was frozen.
+//! **A value never comes again**: a session's first value has a new id, and any other names the write that stored it,
+//! by a random name of the instance and a number that the instance never uses again. So a call is applied at most once,
+//! and only while what it expects is there; sending it again is harmless, and a late one is void. Nothing depends on
+//! clocks, on how late a call can arrive, or on how long an instance was frozen.
 //!
 //! When a call is answered, then for each session:
 //! 1. *It is stored.* The change is applied, and its result is known: this instance made the new value.
@@ -28,14 +28,15 @@
 //! If a call has no answer in time, nobody can tell.
 //!
 //! # Group commit
-//! One write of a session is in flight at a time, but for a change of its id. Changes that arrive meanwhile join its next write, and the writes of
-//! many sessions share a call; see `pacing.rs`. A change never joins a write that was sent.
+//! One write of a session is in flight at a time, but for a change of its id. Changes that arrive meanwhile join its
+//! next write, and the writes of many sessions share a call; see `pacing.rs`. A change never joins a write that was
+//! sent.
 //!
 //! # Threads
-//! Each thread has a committer with its own link and its own calls; [`Instance`] is what they share. The thread that gets a
-//! session's first change reads and writes the session until no change waits for it; what arrives on other threads
-//! meanwhile joins. So the process has one write of a session in flight, as if it had one thread, and is one instance to
-//! the protocol. A visitor's views may arrive on any thread.
+//! Each thread has a committer with its own link and its own calls; [`Instance`] is what they share. The thread that
+//! gets a session's first change reads and writes the session until no change waits for it; what arrives on other
+//! threads meanwhile joins. So the process has one write of a session in flight, as if it had one thread, and is one
+//! instance to the protocol. A visitor's views may arrive on any thread.
 //!
 //! # Assumptions
 //! - Redis does not evict keys, and executes a command or script atomically.
@@ -83,10 +84,9 @@ const MAX_CHANGES: usize = 2 * MAX_BATCH;
 /// long. Changes that arrive meanwhile wait, and share the next write.
 const SHORTEST_TURN: Duration = Duration::from_millis(5);
 
-/// If another instance is among a session's last writers, an instance leaves the session alone for [`BREAK`] after one in so
-/// many of its own writes.
-/// Otherwise an instance whose writes follow each other faster than another's round trip would always be first, and nothing
-/// of the other one would ever be stored.
+/// If another instance is among a session's last writers, an instance leaves the session alone for [`BREAK`] after one
+/// in so many of its own writes. Otherwise an instance whose writes follow each other faster than another's round trip
+/// would always be first, and nothing of the other one would ever be stored.
 const BREAK_EVERY: u64 = 25;
 
 /// Long enough for one and a half round trips of the others.

@@ -2,7 +2,8 @@
 //!
 //! A session is one value: MessagePack of `[id, data, expiry]`, the record that tower-sessions-redis-store writes. In
 //! its data, under [`KEY`], is the service's own entry; all else is the pages' own data. The entry is
-//! `[version, writes, counts]` or `[version, writes, counts, begun]`, and `[version, writes]` in a session that was ended:
+//! `[version, writes, counts]` or `[version, writes, counts, begun]`, and `[version, writes]` in a session that was
+//! ended:
 //!
 //! - *version*: one higher with each write.
 //! - *writes*: the last write of each of the last [`WRITERS`] instances, latest first, as `name, number, …`.
@@ -41,12 +42,12 @@ pub const WRITERS: usize = 4;
 /// The most bytes of a session. A change that would make a larger one is refused.
 pub const MAX_SESSION_BYTES: usize = 64 * 1024;
 
-/// Counts may take this many bytes even if the session exceeds [`MAX_SESSION_BYTES`]: another program, which knows no bound,
-/// may have written it.
+/// Counts may take this many bytes even if the session exceeds [`MAX_SESSION_BYTES`]: another program, which knows no
+/// bound, may have written it.
 const COUNTS_BYTES: usize = 1024;
 
-/// How deep arrays and maps may be nested in a page's value. rmp_serde writes any depth, but reads only a little more than
-/// this.
+/// How deep arrays and maps may be nested in a page's value. rmp_serde writes any depth, but reads only a little more
+/// than this.
 pub const MAX_DEPTH: usize = 1000;
 
 /// The pages' own data.
@@ -202,8 +203,8 @@ impl<'a> Contents<'a> {
     /// and its reply lost.
     ///
     /// Had it been stored, the value with it would have the version `replaced` + 1, and name it first. Each later write
-    /// moves the name back by one place at most. So the name is gone only after [`WRITERS`] or more later writes, and then
-    /// the value names as many others.
+    /// moves the name back by one place at most. So the name is gone only after [`WRITERS`] or more later writes, and
+    /// then the value names as many others.
     pub fn fate(&self, write: WriteId, replaced: u64) -> Fate {
         match self.writes.iter().find(|last| last.instance == write.instance) {
             Some(last) if last.number >= write.number => Fate::Stored,

@@ -29,8 +29,8 @@ const MAX_SMALL_BATCH: usize = 8;
 /// A call that takes longer is slowed down by the network, or because Redis or this process is busy.
 const SLOW: Duration = Duration::from_millis(4);
 
-/// There is a pause only after a call of this many sessions. After smaller ones, on average not even one view would come in
-/// an eighth of the call's time. After larger ones, views are cheap already, and this process is busy.
+/// There is a pause only after a call of this many sessions. After smaller ones, on average not even one view would
+/// come in an eighth of the call's time. After larger ones, views are cheap already, and this process is busy.
 const PAUSING_BATCHES: RangeInclusive<usize> = PAUSE_SHARE as usize..=128;
 
 /// The pause is this share of the time that the last call took.

@@ -77,8 +77,8 @@ async fn init(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
 }
 
 /// Connects to a Cluster of one master that does not know its own address, as when no other server has met it. Then
-/// `CLUSTER SLOTS` names its host `""` or `"?"`, which means the host that was asked. fred 10.1 reads only null like this,
-/// and fails to find a host of that name.
+/// `CLUSTER SLOTS` names its host `""` or `"?"`, which means the host that was asked. fred 10.1 reads only null like
+/// this, and fails to find a host of that name.
 ///
 /// # Errors
 /// `error`, with the host names of which one is unknown, if it is not such a Cluster.

@@ -103,7 +103,8 @@ enum State {
     /// In a Cluster: linked, but one server fails, for this reason. The client serves the other servers' sessions until
     /// there is a new client.
     Degraded(Client, String),
-    /// The client ended while no command waited for it, as hosting providers end idle connections. The next command asks for a new one.
+    /// The client ended while no command waited for it, as hosting providers end idle connections. The next command
+    /// asks for a new one.
     Idle,
     /// Not connected, for this reason.
     Lost(String),
@@ -292,11 +293,11 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
     }
 }
 
-/// Connects, and reconnects whenever the client is lost: at once, then with backoff. A client that ends while it is idle is
-/// replaced once a command needs it: that is no news, and providers bill commands, also those that connect.
+/// Connects, and reconnects whenever the client is lost: at once, then with backoff. A client that ends while it is
+/// idle is replaced once a command needs it: that is no news, and providers bill commands, also those that connect.
 ///
-/// Logs when the client is lost, or in doubt, and when there is a new one; see [`OutageLog`]. In between it logs errors from Redis
-/// and its certificate, but network failures at `debug` only.
+/// Logs when the client is lost, or in doubt, and when there is a new one; see [`OutageLog`]. In between it logs errors
+/// from Redis and its certificate, but network failures at `debug` only.
 async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, link: RedisLink) {
     let RedisLink { state, in_flight, log, .. } = link;
     let (mut known, mut was_connected, mut backoff) = (config.clone(), false, Duration::ZERO);

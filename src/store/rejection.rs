@@ -83,8 +83,8 @@ pub async fn sentinel_rejection(config: &Config) -> Option<String> {
     None
 }
 
-/// What is wrong with the URL's scheme, if it says TLS and the server speaks none, or the other way round. The server itself
-/// gives no reason: it closes the connection, or waits for more.
+/// What is wrong with the URL's scheme, if it says TLS and the server speaks none, or the other way round. The server
+/// itself gives no reason: it closes the connection, or waits for more.
 pub async fn scheme_rejection(config: &Config) -> Option<String> {
     /// A ClientHello of TLS 1.2: zeros for the random bytes, no session, one cipher suite, no compression, no extensions.
     const HELLO: &[u8] = b"\x16\x03\x01\0\x2d\x01\0\0\x29\x03\x03\

@@ -19,8 +19,8 @@ const LEAST_TRUST: i8 = -2;
 
 /// Values by session. Forgetting one is harmless.
 ///
-/// New values go to the younger of two generations. When that has grown to half of [`MAX_REMEMBERED_BYTES`], it becomes the
-/// older one, and what was the older one is forgotten.
+/// New values go to the younger of two generations. When that has grown to half of [`MAX_REMEMBERED_BYTES`], it becomes
+/// the older one, and what was the older one is forgotten.
 #[derive(Debug, Default)]
 pub struct Remembered {
     young: HashMap<Id, Bytes>,

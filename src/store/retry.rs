@@ -41,8 +41,8 @@ impl<T> Answer<T> {
     }
 }
 
-/// Makes attempts, the first one at once, until one is answered. None begins later than [`RETRY_WINDOW`] after the first; each is
-/// told the time by which it must be sent.
+/// Makes attempts, the first one at once, until one is answered. None begins later than [`RETRY_WINDOW`] after the
+/// first; each is told the time by which it must be sent.
 ///
 /// An attempt that is refused is the last, unless keys are moving, or an earlier one is in doubt.
 pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(

@@ -48,8 +48,8 @@ pub fn router(store: &Store, config: &Config) -> Router {
 
 /// A page with a session, whose views are counted: each request with a method that `page` handles.
 ///
-/// `page` must not handle `HEAD`: this does. `HEAD` and the methods that `page` does not handle get neither a session nor a
-/// count.
+/// `page` must not handle `HEAD`: this does. `HEAD` and the methods that `page` does not handle get neither a session
+/// nor a count.
 pub fn counted(page: MethodRouter<Counted>, sessions: &Sessions) -> MethodRouter {
     let count_view = from_fn_with_state(sessions.clone(), views::count_view);
     page.with_state(Counted(())).route_layer(count_view).head(pages::head)

@@ -104,8 +104,8 @@ impl AtomicSession {
         Ok(())
     }
 
-    /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and counts its age from now on:
-    /// for a login. See [`Config::session_max_age`](crate::config::Config::session_max_age).
+    /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and counts its age from
+    /// now on: for a login. See [`Config::session_max_age`](crate::config::Config::session_max_age).
     ///
     /// # Errors
     /// [`Error::Session`] if the session cannot be read.

@@ -21,8 +21,8 @@ const MAX_CONNECTIONS: usize = 1250;
 /// of a command.
 const FILL_FIRST: usize = 8;
 
-/// With fewer free places than this, each new connection makes an idle one end. The new one takes a free place at once, so
-/// the idle one has time to end. This stops clients that fill all places and end none.
+/// With fewer free places than this, each new connection makes an idle one end. The new one takes a free place at once,
+/// so the idle one has time to end. This stops clients that fill all places and end none.
 const SPARE: usize = 50;
 
 /// If every connection is busy, a new one waits this long until they are looked at again.
@@ -68,7 +68,8 @@ impl Connections {
         })
     }
 
-    /// The thread that is to serve the next connection: the first with at most [`FILL_FIRST`], else the one with the fewest.
+    /// The thread that is to serve the next connection: the first with at most [`FILL_FIRST`], else the one with the
+    /// fewest.
     pub fn next_thread(&self) -> usize {
         let open = self.open.lock();
         let fewest = open.of_threads.iter().enumerate().min_by_key(|(_, connections)| FILL_FIRST.max(**connections));

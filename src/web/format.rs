@@ -13,8 +13,8 @@ use axum::{
 const TEXT: [(HeaderName, HeaderValue); 1] =
     [(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))];
 
-/// The policy lets a browser use the style and the icon inside the page, and send forms to this service, and nothing else.
-/// The hash is that of the style.
+/// The policy lets a browser use the style and the icon inside the page, and send forms to this service, and nothing
+/// else. The hash is that of the style.
 const HTML: [(HeaderName, HeaderValue); 4] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (

@@ -115,12 +115,13 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it. Each connection is served on one of these
-/// threads' runtimes, by its service: nine on each thread, one thread after the other, then on the thread with the fewest.
+/// threads' runtimes, by its service: nine on each thread, one thread after the other, then on the thread with the
+/// fewest.
 ///
-/// A connection is closed if its first request is not complete within 20 s, if no later one begins within 650 s, or if one
-/// that has begun is not complete within 20 s. It is closed if its client takes nothing of a response for 20 s, so a body must produce
-/// each part within that time. At most 1,250 are open: idle ones give way to new ones. An HTTP/2 client is told before
-/// (`GOAWAY`).
+/// A connection is closed if its first request is not complete within 20 s, if no later one begins within 650 s, or if
+/// one that has begun is not complete within 20 s. It is closed if its client takes nothing of a response for 20 s, so
+/// a body must produce each part within that time. At most 1,250 are open: idle ones give way to new ones. An HTTP/2
+/// client is told before (`GOAWAY`).
 ///
 /// A request without a valid host is answered 400. What `service` does not read of a request's body is dropped.
 ///
@@ -134,7 +135,8 @@ where
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Head and body are small: writing them in one piece is cheaper.
     http.http1().max_buf_size(HEAD_MAX).writev(false);
-    // `half_close` stays off: with it, the views of clients that have gone would keep waiting, hold a place and be counted.
+    // `half_close` stays off: with it, the views of clients that have gone would keep waiting, hold a place and be
+    // counted.
     http.http2()
         .max_header_list_size(HEAD_MAX as u32)
         .max_concurrent_streams(MAX_STREAMS)

@@ -149,8 +149,8 @@ impl Proxy {
         *self.faults.call_fault.lock().unwrap() = Some(CallFault::LosesReply);
     }
 
-    /// Lets Redis execute the next command that has this as its name or an argument, and sends these bytes in place of the
-    /// reply. Nothing else may be in flight.
+    /// Lets Redis execute the next command that has this as its name or an argument, and sends these bytes in place of
+    /// the reply. Nothing else may be in flight.
     pub fn forge_reply(&self, command: &'static str, reply: &[u8]) {
         *self.faults.forged.lock().unwrap() = Some((command, reply.to_vec()));
     }

@@ -102,8 +102,8 @@ fn the_last_response_is_read_whatever_follows_the_request() {
     }
 }
 
-/// Two programs could see the end of such a request in different places: what follows may be a body for one, and a request
-/// for the other (request smuggling). nginx ends the connection as well.
+/// Two programs could see the end of such a request in different places: what follows may be a body for one, and a
+/// request for the other (request smuggling). nginx ends the connection as well.
 #[test]
 fn what_follows_an_ambiguous_request_is_none() {
     const CHUNKED: &str = "transfer-encoding: chunked";

@@ -1,5 +1,5 @@
-//! Promise: the service uses every core it is given, with a thread and a link to Redis for each, and a visitor cannot tell:
-//! counts are exact and cost the same, on whichever threads a visitor's connections are served. On a machine with
+//! Promise: the service uses every core it is given, with a thread and a link to Redis for each, and a visitor cannot
+//! tell: counts are exact and cost the same, on whichever threads a visitor's connections are served. On a machine with
 //! one core, these tests show the same of one thread.
 
 use std::{
@@ -25,8 +25,8 @@ fn connections(number: usize, cookie: Option<String>) -> Vec<Visitor> {
     visitors.collect()
 }
 
-/// A Redis with a service on it, all of whose threads are connected, and as many connections as it keeps on one thread, for
-/// each thread. Further ones are spread evenly.
+/// A Redis with a service on it, all of whose threads are connected, and as many connections as it keeps on one thread,
+/// for each thread. Further ones are spread evenly.
 async fn start() -> (Redis, Service, Vec<Visitor>) {
     let redis = Redis::start();
     let service = Service::on(&redis);

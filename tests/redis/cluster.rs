@@ -73,8 +73,8 @@ async fn concurrent_views_on_two_instances() {
     }
 }
 
-/// A server in cluster mode that has all slots, as hosts offer behind one name, works with either scheme. Several sessions
-/// do not share a call there.
+/// A server in cluster mode that has all slots, as hosts offer behind one name, works with either scheme. Several
+/// sessions do not share a call there.
 #[tokio::test]
 async fn one_server_with_all_slots() {
     let bus = free_port().to_string();
@@ -316,7 +316,7 @@ async fn ready_means_all_masters() {
 #[tokio::test]
 async fn a_master_stays_frozen() {
     /// How long a link in doubt is used.
-    const LONGEST_DOUBT: Duration = Duration::from_secs(30);
+    const LONGEST_DEGRADED: Duration = Duration::from_secs(30);
     const GIVEN_UP: &str = "the connection to Redis is lost: a Redis Cluster node did not recover";
     let cluster = Cluster::start().await;
     for master in &cluster.masters {
@@ -336,11 +336,11 @@ async fn a_master_stays_frozen() {
             break;
         }
         assert_eq!(answer.count(), expected, "after {:?}", begin.elapsed());
-        assert!(begin.elapsed() < 2 * LONGEST_DOUBT, "the link is still in use");
+        assert!(begin.elapsed() < 2 * LONGEST_DEGRADED, "the link is still in use");
         sleep(Duration::from_millis(20)).await;
     }
     let took = begin.elapsed();
-    assert!(took > LONGEST_DOUBT - DEADLINE, "the link was given up after {took:?}");
+    assert!(took > LONGEST_DEGRADED - DEADLINE, "the link was given up after {took:?}");
     let has_said_so = async || service.log().iter().any(|line| line.contains(GIVEN_UP)).then_some(());
     eventually("the log says that the link is given up", has_said_so).await;
     signal(cluster.masters[0].id(), "CONT");

@@ -1,5 +1,5 @@
-//! Promise: a session ends SESSION_TTL after its last view or save on any instance, and no more than 5 s later. The clocks
-//! of the instances have no influence.
+//! Promise: a session ends SESSION_TTL after its last view or save on any instance, and no more than 5 s later. The
+//! clocks of the instances have no influence.
 
 use std::time::{Duration, Instant};
 

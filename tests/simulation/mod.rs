@@ -1,9 +1,9 @@
 //! Promise: the protocol holds in a deterministic world: choices come from a seed, no real time passes.
 //!
-//! The committer, compare-and-set in its three forms, its script, retries, pacing and what an instance remembers are the real ones. Simulated
-//! are the clock (tokio's, paused), the network, and Redis: a model of the few commands that are sent, with Lua 5.1 over
-//! it. fred, TLS, Cluster and Sentinel are not simulated, nor Redis's persistence; only the tests on real servers show
-//! those.
+//! The committer, compare-and-set in its three forms, its script, retries, pacing and what an instance remembers are
+//! the real ones. Simulated are the clock (tokio's, paused), the network, and Redis: a model of the few commands that
+//! are sent, with Lua 5.1 over it. fred, TLS, Cluster and Sentinel are not simulated, nor Redis's persistence; only the
+//! tests on real servers show those.
 //!
 //! `SEED=7 tests/run simulation` plays one history. `SIMULATE=120 tests/run simulation` plays new ones for 120 s, and
 //! `SIMULATE_HISTORIES=1000000` this many. A history that breaks a promise is shown without the events that it does not
@@ -11,10 +11,10 @@
 //!
 //! # Files
 //! - `events.rs`: what can happen, and how a seed makes a history of it.
-//! - `world.rs`: instances of two threads, visitors, the network and Redis, and what an event does to them. Its `Way` sends
-//!   a committer's commands, each with its fate:
-//!   [`SendCommand::send`](cloud_run_sessions::store::compare_and_set::SendCommand::send) is all that is replaced in the
-//!   service.
+//! - `world.rs`: instances of two threads, visitors, the network and Redis, and what an event does to them. Its `Way`
+//!   sends a committer's commands, each with its fate:
+//!   [`SendCommand::send`](cloud_run_sessions::store::compare_and_set::SendCommand::send) is all that is replaced in
+//!   the service.
 //! - `model.rs`, `lua.rs`: Redis's commands, and its script.
 //! - `truth.rs`: what must hold. It knows what Redis holds, decoded as tower-sessions-redis-store does, and what requests
 //!   were answered, and nothing of the committer.

@@ -34,7 +34,7 @@ const MS: Duration = Duration::from_millis(1);
 /// How long sessions live.
 pub const TTL: Duration = Duration::from_secs(100);
 /// How long a sending waits for its reply, as the connection does.
-const UNRESPONSIVE: Duration = Duration::from_millis(750);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(750);
 
 #[derive(Default)]
 pub struct World {
@@ -458,7 +458,7 @@ impl Way {
             });
         }
         match fate {
-            Some(Fate::Lost(true) | Fate::ReplyLost(true)) => sleep(UNRESPONSIVE).await,
+            Some(Fate::Lost(true) | Fate::ReplyLost(true)) => sleep(ATTEMPT_TIMEOUT).await,
             Some(Fate::Answered(time)) => sleep(distance + MS * time).await,
             _ => sleep(distance).await,
         }
@@ -528,7 +528,8 @@ impl Command {
     }
 
     /// Whether it can have no effect when it arrives again after it was executed. A new session's first value could begin
-    /// it again, after its end; and what expects a value that somebody else took away and brought back is not void either.
+    /// it again, after its end; and what expects a value that somebody else took away and brought back is not void
+    /// either.
     fn is_void_again(&self, world: &World) -> bool {
         let is_broken = |(id, _, _)| world.truth.broken.contains(&id);
         !self.words.iter().any(|word| word == b"NX") && !self.swaps().into_iter().any(is_broken)
