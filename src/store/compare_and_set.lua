@@ -5,24 +5,30 @@
 -- ARGV[1]: ms that a session lives.
 -- ARGV[2]: how the value of an ended session begins, after its id.
 -- ARGV[3]: ms that such a value lives.
--- ARGV[4]: for each key, the length of the expected value (4 bytes), of the new value (4 bytes), and of the new value's ms
+-- ARGV[4]: for each key, the length of the expected value (2 bytes), of the new value (2 bytes), and of the new value's ms
 --   to live in digits (1 byte); then the expected value, the new value, and those digits. One long text costs the client a
 --   fraction of many short ones, and a length in bytes costs the server less than one in digits.
+-- ARGV[5] and further: the expected and the new value of each key for which both lengths are 0. Long values cost the
+--   server less as arguments, because Lua hashes each byte of a string that it makes.
 --
 -- Replies for each key: 1 if the new value is stored, now or by an earlier sending of this call; else what the key
 -- holds, nil if nothing; or {error}. If the server refuses, the error alone.
-local life, mark, ended_life, values = unpack(ARGV)
+local life, mark, ended_life, values = unpack(ARGV, 1, 4)
 local byte, sub, pcall = string.byte, string.sub, redis.pcall
 local ID_ENDS = 19
-local at = 1
+local at, argument = 1, 5
 local replies = {}
 for i, key in ipairs(KEYS) do
-  local a, b, c, d, e, f, g, h, digits = byte(values, at, at + 8)
-  local begin = at + 9
-  local middle = begin + ((a * 256 + b) * 256 + c) * 256 + d
-  local last = middle + ((e * 256 + f) * 256 + g) * 256 + h
+  local a, b, c, d, digits = byte(values, at, at + 4)
+  local begin = at + 5
+  local middle = begin + a * 256 + b
+  local last = middle + c * 256 + d
   at = last + digits
   local expected, new, new_life = sub(values, begin, middle - 1), sub(values, middle, last - 1), sub(values, last, at - 1)
+  if expected == '' then
+    expected, new = ARGV[argument], ARGV[argument + 1]
+    argument = argument + 2
+  end
   -- A single command if the key holds what is expected, as nearly always.
   local held = pcall('SET', key, new, 'XX', 'GET', 'PX', new_life)
   if held == expected or held == new then

@@ -8,6 +8,7 @@ use cloud_run_sessions::web::{
     error::Error,
     views::ViewCount,
 };
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tower_sessions::Session;
 
@@ -128,6 +129,31 @@ async fn own_data_and_views_do_not_affect_each_other() {
         for first_is_kept in [false, true] {
             assert_data_and_counts(service, first_is_kept).await;
         }
+    }
+}
+
+/// Sessions with long and with short values share calls, and each keeps its own.
+#[tokio::test]
+async fn long_and_short_values_share_calls() {
+    const VISITORS: usize = 40;
+    const VIEWS: u64 = 20;
+    let redis = Redis::start();
+    let service = serve(&["--redis-url", &redis.url()]).await;
+    let kept = |visitor: usize| visitor % values().len();
+    let mut visitors = vec![Visitor::new(); VISITORS];
+    for (index, visitor) in visitors.iter_mut().enumerate() {
+        visitor.count(&service, &format!("/keep/{}", kept(index))).await;
+    }
+    redis.executed();
+    for view in 1..=VIEWS {
+        let counts = join_all(visitors.iter_mut().map(|visitor| visitor.count(&service, "/"))).await;
+        assert_eq!(counts, [view; VISITORS]);
+    }
+    let (executed, views) = (redis.executed(), VIEWS * VISITORS as u64);
+    assert!(executed < 2 * views, "{executed} commands for {views} views, as if each had a call of its own");
+    for (index, visitor) in visitors.iter_mut().enumerate() {
+        let value = &values()[kept(index)];
+        assert_eq!(visitor.view(&service, "/kept").await.body, value.to_string());
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// What is wrong, and the piece of the script that is replaced.
-const FAULTS: [(&str, &str, &str); 11] = [
+const FAULTS: [(&str, &str, &str); 12] = [
     ("sessions are revived", "new, 'XX', 'GET'", "new, 'GET'"),
     ("the time to live is forgotten", "'GET', 'PX', new_life", "'GET'"),
     ("an end lives as long as a session", "'PX', new_life", "'PX', life"),
@@ -19,6 +19,11 @@ const FAULTS: [(&str, &str, &str); 11] = [
     ("a failed command fails all", "redis.pcall", "redis.call"),
     ("a session gets the reply for the next", "replies[i] = held", "replies[#KEYS + 1 - i] = held"),
     ("a session gets the next one's value", "sub(values, middle, last - 1)", "sub(values, middle + 1, last)"),
+    (
+        "long values are taken for each other",
+        "ARGV[argument], ARGV[argument + 1]",
+        "ARGV[argument + 1], ARGV[argument]",
+    ),
 ];
 
 #[test]

@@ -307,6 +307,10 @@ async fn add(id: Id, item: u64, instance: Instance, patience: Duration, fails: b
 fn add_item(data: &mut Data, item: u64) -> Result<(), Error> {
     let items = data.entry(ITEMS.to_owned()).or_insert_with(|| Vec::<u64>::new().into());
     items.as_array_mut().ok_or(Error::Mismatched)?.push(item.into());
+    // A long value is passed to the script in another way than a short one.
+    if item.is_multiple_of(4) {
+        data.insert("text".to_owned(), "x".repeat(600).into());
+    }
     Ok(())
 }
 
@@ -515,13 +519,17 @@ impl Command {
             let id = is_swap.then(|| id(&self.words[1])).flatten();
             return id.into_iter().map(|id| (id, &*self.words[6], &*self.words[2])).collect();
         }
-        let mut values = &**self.words.last().unwrap();
+        let mut values = self.words[3 + self.keys().len()..].iter().skip(3).map(Vec::as_slice);
+        let mut text = values.next().unwrap_or_default();
         let mut swaps = Vec::new();
         for key in self.keys() {
-            let lengths = values.split_off(..9).unwrap();
+            let lengths = text.split_off(..5).unwrap();
             let length = |bytes: &[u8]| bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
-            let [expected, new, _ttl] =
-                [&lengths[..4], &lengths[4..8], &lengths[8..]].map(|bytes| values.split_off(..length(bytes)).unwrap());
+            let [mut expected, mut new, _ttl] =
+                [&lengths[..2], &lengths[2..4], &lengths[4..]].map(|bytes| text.split_off(..length(bytes)).unwrap());
+            if expected.is_empty() {
+                (expected, new) = (values.next().unwrap(), values.next().unwrap());
+            }
             swaps.extend(id(key).map(|id| (id, expected, new)));
         }
         swaps
