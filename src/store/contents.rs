@@ -169,10 +169,10 @@ impl<'a> Contents<'a> {
     /// [`Error::TooLarge`]; [`Error::TooDeep`]; [`Error::Reserved`] if it has the key of the service's own entry.
     pub fn set_data(&mut self, data: &Data) -> Result<(), Error> {
         if data.contains_key(KEY) {
-            return Err(Error::Reserved);
+            return Err(Error::Reserved(KEY));
         }
         if !data.values().all(|value| has_depth(value, MAX_DEPTH)) {
-            return Err(Error::TooDeep);
+            return Err(Error::TooDeep(MAX_DEPTH));
         }
         let mut pairs = Vec::new();
         for (key, value) in data {
@@ -181,7 +181,7 @@ impl<'a> Contents<'a> {
         }
         let before = self.own.parts.iter().map(|part| part.len()).sum();
         self.grow(before, pairs.len())?;
-        let number = data.len().try_into().map_err(|_| Error::TooLarge)?;
+        let number = data.len().try_into().map_err(|_| Error::TooLarge(MAX_SESSION_BYTES))?;
         self.own = Own { pairs: number, parts: [pairs.into(), Cow::default()] };
         Ok(())
     }
@@ -229,7 +229,7 @@ impl<'a> Contents<'a> {
     fn grow(&mut self, before: usize, after: usize) -> Result<(), Error> {
         let size = self.size + after - before;
         if after > before && size > MAX_SESSION_BYTES {
-            return Err(Error::TooLarge);
+            return Err(Error::TooLarge(MAX_SESSION_BYTES));
         }
         self.size = size;
         Ok(())
@@ -712,12 +712,12 @@ mod tests {
         contents.count("/").unwrap();
         contents.set_data(&text(MAX_SESSION_BYTES - 100)).unwrap();
         let before = contents.clone();
-        assert_eq!(contents.set_data(&text(MAX_SESSION_BYTES)), Err(Error::TooLarge));
+        assert_eq!(contents.set_data(&text(MAX_SESSION_BYTES)), Err(Error::TooLarge(MAX_SESSION_BYTES)));
         let grow = |data: &mut Data| {
             data.insert("more".to_owned(), "x".repeat(200).into());
             Ok(())
         };
-        assert_eq!(contents.change(grow), Err(Error::TooLarge));
+        assert_eq!(contents.change(grow), Err(Error::TooLarge(MAX_SESSION_BYTES)));
         assert_eq!(contents, before, "a refused change changes nothing");
         let bytes = contents.encode(&ID, EXPIRY).unwrap().len();
         assert!(bytes <= MAX_SESSION_BYTES, "{bytes} bytes");
@@ -729,7 +729,7 @@ mod tests {
         let mut contents = Contents::default();
         let counted = paths.iter().take_while(|path| contents.count(path).is_ok()).count();
         assert!(counted > MAX_SESSION_BYTES / 30 && counted < paths.len(), "{counted} paths");
-        assert_eq!(contents.count(paths.last().unwrap()), Err(Error::TooLarge));
+        assert_eq!(contents.count(paths.last().unwrap()), Err(Error::TooLarge(MAX_SESSION_BYTES)));
         paths[..counted].iter().for_each(|path| assert_eq!(contents.count(path), Ok(2)));
         let bytes = contents.encode(&ID, EXPIRY).unwrap().len();
         assert!(bytes <= MAX_SESSION_BYTES + 100, "{bytes} bytes");
@@ -745,7 +745,7 @@ mod tests {
         for count in 1..=3 {
             assert_eq!([contents.count("/"), contents.count("/foo")], [Ok(count), Ok(count)]);
         }
-        assert_eq!(contents.set_data(&text(2 * MAX_SESSION_BYTES + 1)), Err(Error::TooLarge));
+        assert_eq!(contents.set_data(&text(2 * MAX_SESSION_BYTES + 1)), Err(Error::TooLarge(MAX_SESSION_BYTES)));
         assert_eq!(contents.set_data(&text(2 * MAX_SESSION_BYTES)), Ok(()));
         let counted = paths.iter().filter(|path| contents.count(path.as_str()).is_ok()).count();
         assert!((10..=COUNTS_BYTES / 5).contains(&counted), "{counted} paths");
@@ -758,7 +758,7 @@ mod tests {
     #[test]
     fn the_services_own_key_is_reserved() {
         let mut contents = Contents::default();
-        assert_eq!(contents.set_data(&Data::from([(KEY.to_owned(), json!(1))])), Err(Error::Reserved));
+        assert_eq!(contents.set_data(&Data::from([(KEY.to_owned(), json!(1))])), Err(Error::Reserved(KEY)));
         assert_eq!(contents, Contents::default());
     }
 

@@ -1,6 +1,5 @@
 //! What a store can fail with. Only this file, `rejection.rs` and the script read the texts of Redis's and fred's errors.
 
-use super::contents::{KEY, MAX_DEPTH, MAX_SESSION_BYTES};
 use crate::warnings;
 
 /// Why the store failed.
@@ -28,15 +27,15 @@ pub enum Error {
     /// The session was ended just now, or goes on under another id. Nothing is changed.
     #[error("the session was ended")]
     Ended,
-    /// The session would become too large. Nothing is changed.
-    #[error("a session would take more than {MAX_SESSION_BYTES} bytes")]
-    TooLarge,
-    /// A page's value is nested too deep. Nothing is changed.
-    #[error("a page's value is nested more than {MAX_DEPTH} deep")]
-    TooDeep,
-    /// A page uses the key of the service's own entry. Nothing is changed.
-    #[error("a page uses the session's key {KEY}, which is the service's own")]
-    Reserved,
+    /// The session would have more bytes than this. Nothing is changed.
+    #[error("a session would take more than {0} bytes")]
+    TooLarge(usize),
+    /// A page's value is nested deeper than this. Nothing is changed.
+    #[error("a page's value is nested more than {0} deep")]
+    TooDeep(usize),
+    /// A page uses this key, which the service needs. Nothing is changed.
+    #[error("a page uses the session's key {0}, which is the service's own")]
+    Reserved(&'static str),
     /// A page's value has another type than the page expects. Nothing is changed.
     #[error("a session's value has another type than the page expects")]
     Mismatched,
@@ -76,9 +75,9 @@ impl Error {
             Self::Unreadable => "unreadable",
             // A visitor has logged in or out.
             Self::Ended => return,
-            Self::TooLarge => "too large",
-            Self::TooDeep => "too deep",
-            Self::Reserved => "reserved",
+            Self::TooLarge(_) => "too large",
+            Self::TooDeep(_) => "too deep",
+            Self::Reserved(_) => "reserved",
             Self::Mismatched => "mismatched",
         };
         warnings::warn_once_a_minute(kind, format_args!("a session could not be used: {self}"));

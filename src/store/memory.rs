@@ -179,7 +179,7 @@ mod tests {
     fn paths_are_bounded() {
         let (sessions, ids) = visitors(1000, |sessions, id| {
             let views = (0..100).map(|path| sessions.change(id, Change::View(format!("/{path:0800}").into())));
-            let refused = views.filter(|view| matches!(view, Err(Error::TooLarge))).count();
+            let refused = views.filter(|view| matches!(view, Err(Error::TooLarge(_)))).count();
             assert!(refused > 10, "{refused} views were refused");
         });
         assert_bounded(&sessions, &ids);

@@ -101,7 +101,7 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Unanswered | store::Error::Garbled => Self::MaybeCounted,
             store::Error::Ended => Self::Ended,
-            store::Error::TooLarge => Self::TooLarge,
+            store::Error::TooLarge(_) => Self::TooLarge,
             _ => Self::NotCounted,
         }
     }
@@ -112,7 +112,7 @@ impl Error {
     pub(super) fn of_data(error: store::Error) -> Self {
         match error {
             store::Error::Ended => Self::Ended,
-            store::Error::TooLarge => Self::TooLarge,
+            store::Error::TooLarge(_) => Self::TooLarge,
             _ => Self::Session,
         }
     }

@@ -9,7 +9,7 @@ use axum::{
     response::Response,
 };
 use fred::bytes::Bytes;
-use tower_sessions::Session;
+use tower_sessions::{Session, session::Id};
 
 use super::{
     atomic_session::AtomicSession,
@@ -52,28 +52,38 @@ impl Sessions {
     /// The session that the request's cookie names, or a new one. It is read when the page wants it, unless there are
     /// several cookies: then they are tried.
     async fn find(&self, headers: &HeaderMap) -> Result<OpenSession, Error> {
-        let mut cookies = self.cookie().received(headers);
-        let (first, second) = (cookies.next(), cookies.next());
-        let Some(received) = first else {
-            return Ok(self.begin(headers, None, None));
-        };
-        if second.is_none() {
-            return Ok(self.open(received, None));
+        let cookies: Vec<_> = self.cookie().received(headers).collect();
+        if let [cookie] = cookies[..] {
+            return Ok(self.open(cookie, None));
         }
-        let mut ended = None;
-        for cookie in [first, second].into_iter().flatten().chain(cookies) {
-            // Boxed: otherwise every request's future would reserve space for this rare path.
-            match Box::pin(self.store().read(&cookie.id)).await {
-                Ok(Some(value)) => return Ok(self.open(cookie, Some(value))),
-                Ok(None) => {}
+        let read = |id| async move { self.store().read(&id).await };
+        // Boxed: otherwise every request's future would reserve space for this rare path.
+        match Box::pin(self.first_alive(cookies, read)).await.map_err(Error::of_data)? {
+            (Some(cookie), Some(value)) => Ok(self.open(cookie, Some(value))),
+            (received, _) => Ok(self.begin(headers, received, None)),
+        }
+    }
+
+    /// Tries the sessions that these cookies name, one after another, until one is alive: then `attempt` returns something
+    /// for its id. Returns that with its cookie, or else only the last cookie.
+    ///
+    /// # Errors
+    /// As for `attempt`; [`store::Error::Ended`] if none is alive, and one was ended just now.
+    pub async fn first_alive<T, F: Future<Output = Result<Option<T>, store::Error>>>(
+        &self,
+        cookies: impl IntoIterator<Item = ReceivedCookie>,
+        attempt: impl Fn(Id) -> F,
+    ) -> Result<(Option<ReceivedCookie>, Option<T>), store::Error> {
+        let (mut received, mut ended) = (None, None);
+        for cookie in cookies {
+            match attempt(cookie.id).await {
+                Ok(Some(found)) => return Ok((Some(cookie), Some(found))),
+                Ok(None) => received = Some(cookie),
                 Err(error @ store::Error::Ended) => ended = Some(error),
-                Err(error) => return Err(Error::of_data(error)),
+                Err(error) => return Err(error),
             }
         }
-        match ended {
-            Some(error) => Err(Error::of_data(error)),
-            None => Ok(self.begin(headers, first, None)),
-        }
+        ended.map_or(Ok((received, None)), Err)
     }
 
     /// The session that a cookie names, and its value if that is known.
@@ -128,7 +138,7 @@ impl OpenSession {
             // Whatever the page says of it: it has no session.
             Some(store::Error::Ended) => return Err(Error::Ended),
             // The page has saved the session itself, and passes the failure on.
-            Some(store::Error::TooLarge) if response.extensions().get() == Some(&Error::Session) => {
+            Some(store::Error::TooLarge(_)) if response.extensions().get() == Some(&Error::Session) => {
                 return Err(Error::TooLarge);
             }
             _ => {}

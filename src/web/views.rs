@@ -14,7 +14,7 @@ use super::{
     page_state::Counted,
     session::{OpenSession, Sessions},
 };
-use crate::store::{self, change::Change};
+use crate::store::change::Change;
 
 const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
 
@@ -56,18 +56,10 @@ pub async fn count_view(State(sessions): State<Sessions>, request: Request, page
 /// Counts the view in the first session that lives, of those that the request's cookies name. If none does, the view is
 /// the first of a new one.
 async fn count(sessions: &Sessions, path: &str, headers: &HeaderMap) -> Result<(u64, OpenSession), Error> {
-    let (mut received, mut ended) = (None, None);
-    for cookie in sessions.cookie().received(headers) {
-        match sessions.store().change(cookie.id, Change::View(path.into())).await {
-            Ok(Some(applied)) => return Ok((applied.count, sessions.open(cookie, Some(applied.value)))),
-            Ok(None) => received = Some(cookie),
-            Err(error @ store::Error::Ended) => ended = Some(error),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    match ended {
-        Some(error) => Err(error.into()),
-        None => Ok((1, sessions.begin(headers, received, Some(path.into())))),
+    let count = |id| sessions.store().change(id, Change::View(path.into()));
+    match sessions.first_alive(sessions.cookie().received(headers), count).await? {
+        (Some(cookie), Some(applied)) => Ok((applied.count, sessions.open(cookie, Some(applied.value)))),
+        (received, _) => Ok((1, sessions.begin(headers, received, Some(path.into())))),
     }
 }
 

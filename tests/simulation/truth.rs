@@ -342,7 +342,7 @@ impl World {
             }
             Error::Mismatched => kind == "a failing item",
             Error::Unreached | Error::Overloaded => true,
-            Error::Unanswered | Error::Garbled | Error::TooLarge | Error::TooDeep | Error::Reserved => false,
+            Error::Unanswered | Error::Garbled | Error::TooLarge(_) | Error::TooDeep(_) | Error::Reserved(_) => false,
         };
         must!(self, may_be, "{kind} is answered {error:?}");
     }
