@@ -18,7 +18,7 @@ use redis_url::{allowed_urls, redis_url};
 /// A shorter secret could be guessed, and the key derivation demands 32 bytes.
 const SECRET_MIN_CHARS: usize = 32;
 
-/// Browsers drop a cookie whose name and value have more than 4,096 bytes together.
+/// Browsers drop a cookie whose name and value have more than 4,096 bytes together. A signed value has some 70.
 const COOKIE_NAME_MAX: usize = 256;
 
 /// Browsers drop a cookie whose name begins with one of these, if it is not Secure
@@ -192,7 +192,7 @@ fn rust_log(value: &str) -> Result<Targets, String> {
     // The filter would take a misspelt level for a target, and log nothing.
     let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
     let filter = if value.is_empty() || !value.split(',').all(is_directive) {
-        Err("it names no level".to_owned())
+        Err("a part of it names no level".to_owned())
     } else {
         format!("{QUIET},{value}").parse().map_err(|error: ParseError| error.to_string())
     };
@@ -202,7 +202,7 @@ fn rust_log(value: &str) -> Result<Targets, String> {
 }
 
 fn name(value: &str) -> Result<String, String> {
-    Ok(value.to_owned())
+    if value.is_empty() { Err("is empty; allowed: a name".to_owned()) } else { Ok(value.to_owned()) }
 }
 
 /// Clap's error in one line. Clap's own text shows the wrong value.

@@ -1,5 +1,5 @@
-//! Sessions on serverless containers, kept in Redis, in which nothing is lost: a web service that counts page views per
-//! visitor, for Cloud Run and other container platforms.
+//! A web service for Cloud Run and other container platforms that counts page views per visitor. It keeps sessions in
+//! Redis, and loses no view and no change.
 //!
 //! # Layout
 //! [`program`] runs everything. [`web`] is built on [`store`], and both on [`config`] and [`warnings`]. [`logging`]
@@ -13,7 +13,8 @@
 //! - `web/cookie.rs` reads and makes the cookie.
 //! - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session.
 //! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. [`web::page_state`] has the types by
-//!   which a handler that asks for a session or a count compiles only where it gets one.
+//!   which a handler that asks for an `AtomicSession` or a `ViewCount` compiles only where it gets one. Whether there is
+//!   a plain `Session` shows only at run time.
 //! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that
 //!   no other request can undo.
 //! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.
@@ -40,9 +41,9 @@
 //! `profile/` applies profile-guided optimization to the image's program.
 //!
 //! # Rules
-//! - Only [`store::contents`] knows how a value is built. Pages cannot reach the service's own entry in it.
+//! - Only [`store::contents`] knows how a value is built, and the script how it begins. Pages cannot reach the service's own entry in it.
 //! - All that changes a session goes through [`store::Store`], as a function from what it holds to what it is to hold.
-//! - Only `store/error.rs`, `store/rejection.rs` and the script read texts of errors.
+//! - Only `store/error.rs`, `store/rejection.rs` and the script read the texts of Redis's and fred's errors.
 //! - Nothing in `store/` knows HTTP.
 //! - A request stays on its connection's thread. What threads share is behind a lock that is held for moments.
 //!

@@ -143,7 +143,8 @@ pub fn print_error(problem: impl Display) {
     }
 }
 
-/// From now on, a panic writes these lines and its own, and ends the process even if nobody reads them.
+/// From now on, a panic waits until these lines are written, writes its own, and waits for neither for long. In a release
+/// build, it then ends the process.
 pub fn print_panics(lines: Lines) {
     panic::set_hook(Box::new(move |panic| {
         lines.wait_until_written();

@@ -83,14 +83,14 @@ async fn serve(config: &Config, routes: fn(&Store, &Config) -> Router, threads: 
     let shutdown =
         server::shutdown_signal().map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
     let cannot_listen = |error| format!("cannot listen on PORT {}: {error}", config.port);
-    let bound = server::bind(config.port).map_err(cannot_listen)?;
+    let socket = server::bind(config.port).map_err(cannot_listen)?;
     let stores = Store::open(config, threads);
     let store = &stores[0];
     // A platform sends requests once this process listens. If Redis rejects the settings by then, it exits first.
     if let Ok(outcome) = timeout(CONNECT_FIRST, store.connected()).await {
         outcome.map_err(|problem| format!("REDIS_URL: {problem}"))?;
     }
-    let listener = bound.listen().map_err(cannot_listen)?;
+    let listener = socket.listen(server::BACKLOG).map_err(cannot_listen)?;
     // Each thread builds its own routes, so that it shares none of their locks and counters.
     let services = stores.iter().map(|store| app::service(routes(store, config)));
     let services = threads.iter().cloned().zip(services).collect();

@@ -1,4 +1,4 @@
-//! The promises of the service, one file each, tested with the real program and real Redis servers.
+//! The promises of the service, one file each, tested with the real program and real Redis servers; and the simulation.
 //!
 //! One test binary: linked once, and all tests run in parallel.
 
@@ -7,7 +7,7 @@ mod common;
 /// Each view and each change counts exactly once, at a known cost.
 mod counting {
     mod commands;
-    mod exact;
+    mod concurrent;
     mod exactly_once;
     mod forms;
     mod group_commit;
@@ -53,7 +53,7 @@ mod platform {
     mod settings;
     mod shutdown;
     mod threads;
-    mod unread;
+    mod unread_log;
 }
 
 /// The page in a real browser.

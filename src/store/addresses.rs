@@ -18,8 +18,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// If none has answered by then, fred tries on its own, and says what is wrong.
 const GIVE_UP_AFTER: Duration = Duration::from_millis(1500);
 
-/// The same settings, but names whose first address does not answer are replaced by an address that does. A certificate
-/// still has to name the host. It names an IPv6 address without a URL's brackets, which fred 10.1 keeps, so they are
+/// The same settings, but names whose first address does not answer are replaced by an address that does. The
+/// certificate must still name the host. For an IPv6 address it has no brackets, but fred 10.1 keeps the URL's: so they are
 /// removed.
 pub async fn with_reachable_addresses(config: &Config) -> Config {
     let mut config = config.clone();

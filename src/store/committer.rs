@@ -25,7 +25,7 @@
 //!    not, as in 2. Else nobody can tell: [`Error::Unanswered`]. See [`Contents::fate`].
 //! 4. *Nothing is there.* The session is over, and with it whatever was stored.
 //!
-//! If a call has no answer in time, nobody can tell.
+//! If a call may have been sent and has no answer in time, nobody can tell.
 //!
 //! # Group commit
 //! One write of a session is in flight at a time, but for a change of its id. Changes that arrive meanwhile join its
@@ -81,9 +81,9 @@ use super::{
 /// instance at once.
 const MAX_CHANGES: usize = 2 * MAX_BATCH;
 
-/// An instance that has written a session after a conflict with another one does not write it again for at least this
-/// long. Changes that arrive meanwhile wait, and share the next write.
-const SHORTEST_TURN: Duration = Duration::from_millis(5);
+/// If an instance has written a session after a conflict with another one, and more changes wait already, it does not
+/// write the session again for at least this long. Changes that arrive meanwhile share the next write.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// If another instance is among a session's last writers, an instance leaves the session alone for [`BREAK`] after one
 /// in so many of its own writes. Otherwise an instance whose writes follow each other faster than another's round trip
@@ -110,7 +110,7 @@ pub struct Instance {
     name: u64,
     /// The number of its last write.
     writes: AtomicU64,
-    /// Held for one session or one batch at a time. [`Queue`]'s lock may be taken under it, never the reverse.
+    /// Held for a moment: for one session or one batch, or to drop the changes that nobody awaits any more. [`Queue`]'s lock may be taken under it, never the reverse.
     sessions: Mutex<KnownSessions>,
     /// One permit for each change that waits or is in flight.
     permits: Arc<Semaphore>,
@@ -118,7 +118,7 @@ pub struct Instance {
 
 #[derive(Debug, Default)]
 struct KnownSessions {
-    /// The sessions that are being read or written.
+    /// The sessions that are being read or written, or are left to other instances for a while.
     busy: HashMap<Id, BusySession>,
     remembered: Remembered,
 }
@@ -169,16 +169,16 @@ struct Queue {
     ready: VecDeque<Id>,
     /// How many calls are in flight.
     calls: usize,
-    /// The last call that ended, if it was answered.
+    /// The last call that was answered.
     last: Option<LastCall>,
 }
 
-/// A session that is being read or written.
+/// A session that is being read or written, or is left to other instances for a while.
 #[derive(Debug, Default)]
 struct BusySession {
     /// The changes for its next write.
     waiting: Vec<Waiting>,
-    /// What it holds, as far as is known; nothing while it is read or in a call.
+    /// What it holds, if it is ready for its next write.
     value: Option<Value>,
 }
 
@@ -197,8 +197,8 @@ enum Source {
     /// It was read or written just now.
     #[default]
     Redis,
-    /// It was found in place of another one, or read soon after: other instances write the session at the same time.
-    Conflict,
+    /// It was found in place of another one, or read after a pause for others: other instances write the session too.
+    Contended,
 }
 
 #[derive(Debug)]
@@ -231,7 +231,7 @@ struct Draft {
     replaced: u64,
     /// Where the value that it replaces comes from.
     source: Source,
-    /// Whether the session is left to other instances then, see [`BREAK_EVERY`].
+    /// Whether the session is left to other instances after this write, see [`BREAK_EVERY`].
     takes_break: bool,
     changes: Vec<Waiting>,
 }
@@ -268,7 +268,8 @@ fn written(swap: &Swap, write: WriteId, replaced: u64, reply: Result<Swapped, Er
 }
 
 impl<R: SendCommand> Committer<R> {
-    /// Changes the sessions in this Redis, beside the instance's other committers. Its tasks run where it is called.
+    /// Changes the sessions in this Redis, beside the instance's other committers. Its tasks run on the runtime of the
+    /// thread that calls it.
     pub fn new(redis: R, compare_and_set: Arc<CompareAndSet>, ttl: SessionTtl, instance: &Arc<Instance>) -> Self {
         let (instance, queue) = (instance.clone(), Mutex::default());
         Self(Arc::new(Shared { redis, compare_and_set, ttl, instance, queue }))
@@ -359,7 +360,7 @@ impl<R: SendCommand> Committer<R> {
             if let Written::Stored(_) = written {
                 return Ok(Some(new));
             }
-            // Nobody will ask for the session that was to go on. If this fails, it ends by itself.
+            // Nobody knows the new session's id. If deleting it fails, it expires.
             let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &new.0).await;
             match written {
                 Written::NotStored(held) if contents::is_ended(&held) => return Err(Error::Ended),
@@ -554,7 +555,8 @@ impl<R: SendCommand> Shared<R> {
                 Written::NotStored(_) | Written::Gone => sessions.remembered.learn(false),
                 Written::Failed(_) => {}
             }
-            let waiting = sessions.busy.get_mut(&id).map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
+            let busy = sessions.busy.get_mut(&id);
+            let mut waiting = busy.map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
             let (value, waiting) = match written {
                 Written::Stored(value) => {
                     answers.extend(changes.into_iter().map(|waiting| {
@@ -562,10 +564,10 @@ impl<R: SendCommand> Shared<R> {
                         let outcome = waiting.count.clone().map(applied);
                         (waiting, outcome)
                     }));
-                    if takes_break || source == Source::Conflict && !waiting.is_empty() {
-                        let turn = last.map_or(SHORTEST_TURN, |last| SHORTEST_TURN.max(2 * last.took));
+                    if takes_break || source == Source::Contended && !waiting.is_empty() {
+                        let pause = last.map_or(SHORTEST_PAUSE, |last| SHORTEST_PAUSE.max(2 * last.took));
                         sessions.busy.insert(id, BusySession { waiting, value: None });
-                        tokio::spawn(self.clone().give_way(id, value, if takes_break { BREAK } else { turn }));
+                        tokio::spawn(self.clone().give_way(id, value, if takes_break { BREAK } else { pause }));
                         continue;
                     }
                     (Some((value, Source::Redis)), waiting)
@@ -574,7 +576,7 @@ impl<R: SendCommand> Shared<R> {
                     let late = changes.extract_if(.., |waiting| waiting.since.elapsed() >= RETRY_WINDOW);
                     answers.extend(late.map(|waiting| (waiting, Err(Error::Overloaded))));
                     changes.extend(waiting);
-                    (Some((value, Source::Conflict)), changes)
+                    (Some((value, Source::Contended)), changes)
                 }
                 Written::Gone => {
                     answers.extend(changes.into_iter().chain(waiting).map(|waiting| (waiting, Ok(None))));
@@ -583,7 +585,9 @@ impl<R: SendCommand> Shared<R> {
                 Written::Failed(error) => {
                     answers.extend(changes.into_iter().map(|waiting| (waiting, Err(error.clone()))));
                     // They may have waited through this call already, and would wait as long for the next.
-                    let waiting = if is_outage { refuse(waiting, &mut answers) } else { waiting };
+                    if is_outage {
+                        refuse(mem::take(&mut waiting), &mut answers);
+                    }
                     (None, waiting)
                 }
             };
@@ -609,7 +613,7 @@ impl<R: SendCommand> Shared<R> {
                 return self.go_on(&mut sessions, id, Some((value, Source::Redis)), Vec::new());
             }
         }
-        self.read(id, None, Source::Conflict).await;
+        self.read(id, None, Source::Contended).await;
     }
 
     /// Goes on with a session that is not in a call any more: with its next write if changes wait.
@@ -653,10 +657,9 @@ fn without_effect(error: Error) -> Error {
     }
 }
 
-/// Refuses these changes, because Redis is unreachable. None is left.
-fn refuse(waiting: Vec<Waiting>, answers: &mut Vec<(Waiting, Outcome)>) -> Vec<Waiting> {
+/// Refuses these changes, because Redis is unreachable.
+fn refuse(waiting: Vec<Waiting>, answers: &mut Vec<(Waiting, Outcome)>) {
     answers.extend(waiting.into_iter().map(|waiting| (waiting, Err(Error::Unreached))));
-    Vec::new()
 }
 
 fn answer_all(waiting: Vec<Waiting>, outcome: &Outcome) {

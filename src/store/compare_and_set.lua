@@ -5,8 +5,8 @@
 -- ARGV[1]: ms that a session lives.
 -- ARGV[2]: how the value of an ended session begins, after its id.
 -- ARGV[3]: ms that such a value lives.
--- ARGV[4]: for each key, the length of the expected value (2 bytes), of the new value (2 bytes), and of the new value's ms
---   to live in digits (1 byte); then the expected value, the new value, and those digits. One long text costs the client a
+-- ARGV[4]: for each key, three lengths: of the expected value (2 bytes), of the new value (2 bytes), and of the text of the
+--   new value's ms to live (1 byte); then the expected value, the new value, and that text. One long text costs the client a
 --   fraction of many short ones, and a length in bytes costs the server less than one in digits.
 -- ARGV[5] and further: the expected and the new value of each key for which both lengths are 0. Long values cost the
 --   server less as arguments, because Lua hashes each byte of a string that it makes.

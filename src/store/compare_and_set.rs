@@ -26,8 +26,8 @@ use super::{
 
 const SCRIPT: &str = include_str!("compare_and_set.lua");
 
-/// Longer values are arguments of their own for the script: with values of 4 kB, that was measured to take a third of
-/// Redis's CPU off. Short ones cost the client less in one text.
+/// Longer values are arguments of their own for the script: with values of 4 kB, this was measured to save a quarter of
+/// Redis's CPU. Short ones cost the client less in one text.
 const MAX_SHORT_VALUE: usize = 512;
 
 /// One of many keys that no session has. They are as long as ids, so that a user's key pattern for ids allows them. But
@@ -36,7 +36,7 @@ pub fn no_session(number: u32) -> String {
     format!("{number:-<22}")
 }
 
-/// What sends commands to Redis: the link, or the simulation in tests/.
+/// What sends commands to Redis: the link, a single client, or what plays Redis in tests.
 pub trait SendCommand: Send + Sync + 'static {
     /// Sends a command once, until `send_by` at the latest. `key` is the index of its first key among the arguments; a
     /// command without keys goes to any server.
@@ -156,7 +156,7 @@ impl CompareAndSet {
             }
             let arguments = vec![Value::String(self.script.clone()), 0.into()];
             match redis.send(send_by, "EVALSHA", None, arguments).await {
-                // In a Cluster, another server than the one that was sent the script.
+                // In a Cluster, this may be another server than the one that got the script.
                 Err(error) if error.is_unknown_script() => Ok(Value::Null),
                 reply => reply,
             }
@@ -164,8 +164,8 @@ impl CompareAndSet {
         try_join!(on_no_session("GETEX"), on_no_session("DEL"), run_known_script()).map(drop)
     }
 
-    /// What the key of a session holds. It is read by a command that writes, because a database with read regions answers
-    /// commands that only read from replicas, which may lag.
+    /// What the key of a session holds. It is read by a command that writes, because a database with read regions lets
+    /// replicas answer commands that only read, and they may lag.
     ///
     /// # Errors
     /// As for [`SendCommand::send`]; [`Error::Garbled`], and nothing is changed.
@@ -177,7 +177,8 @@ impl CompareAndSet {
     /// Gives a session of this id its first value.
     ///
     /// # Errors
-    /// As for [`SendCommand::send`]; [`Error::Unanswered`] if there is such a session; [`Error::Garbled`].
+    /// As for [`SendCommand::send`]; [`Error::Unanswered`] if there is such a session, so that another id is tried;
+    /// [`Error::Garbled`].
     pub async fn create<R: SendCommand>(
         &self,
         redis: &R,

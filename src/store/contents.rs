@@ -15,7 +15,11 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use fred::bytes::Bytes;
-use rmp::{Marker, decode, encode};
+use rmp::{
+    Marker,
+    decode::{self, RmpRead},
+    encode,
+};
 use serde_json::Value;
 use smallvec::SmallVec;
 use time::OffsetDateTime;
@@ -26,14 +30,14 @@ use super::error::Error;
 /// The key of the service's own entry in a record's data. Short, since every session in Redis has it.
 pub const KEY: &str = "#";
 
-/// How the data of an ended session begins, which has the entry alone.
+/// How an ended session's data begins: it holds the entry alone.
 pub const ENDED_MARK: &[u8] = b"\x81\xa1#\x92";
 
 /// How a value begins: an array of three, and an id of 16 bytes.
 const ID_BEGIN: [u8; 3] = [0x93, 0xc4, 16];
 
-/// What is before the data in a value.
-const ID_BYTES: usize = ID_BEGIN.len() + 16;
+/// Where the data begins in a value.
+const DATA_BEGIN: usize = ID_BEGIN.len() + 16;
 
 /// How many instances' last writes a value names. More would cost up to 14 bytes each; fewer would leave more views
 /// of which nobody can tell whether they were counted.
@@ -56,7 +60,7 @@ pub type Data = HashMap<String, Value>;
 /// The name of a write: of the instance that made it, and its number. Numbers of an instance grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteId {
-    /// Random for each process.
+    /// Random, for each process and for each change of an id.
     pub instance: u64,
     /// Higher than that of any earlier write of this instance.
     pub number: u64,
@@ -98,7 +102,7 @@ struct Own<'a> {
 
 /// Whether this is the value of a session that was ended.
 pub fn is_ended(value: &[u8]) -> bool {
-    value.get(ID_BYTES..).is_some_and(|data| data.starts_with(ENDED_MARK))
+    value.get(DATA_BEGIN..).is_some_and(|data| data.starts_with(ENDED_MARK))
 }
 
 impl<'a> Contents<'a> {
@@ -361,38 +365,33 @@ fn skip(rest: &mut &[u8]) -> Option<()> {
     let mut left: u64 = 1;
     while left > 0 {
         left -= 1;
-        let bytes = match decode::read_marker(rest).ok()? {
+        let bytes: u32 = match decode::read_marker(rest).ok()? {
             Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => 0,
             Marker::U8 | Marker::I8 => 1,
             Marker::U16 | Marker::I16 => 2,
             Marker::U32 | Marker::I32 | Marker::F32 => 4,
             Marker::U64 | Marker::I64 | Marker::F64 => 8,
             Marker::FixStr(length) => length.into(),
-            Marker::Str8 | Marker::Bin8 => length(rest, 1)?,
-            Marker::Str16 | Marker::Bin16 => length(rest, 2)?,
-            Marker::Str32 | Marker::Bin32 => length(rest, 4)?,
+            Marker::Str8 | Marker::Bin8 => rest.read_data_u8().ok()?.into(),
+            Marker::Str16 | Marker::Bin16 => rest.read_data_u16().ok()?.into(),
+            Marker::Str32 | Marker::Bin32 => rest.read_data_u32().ok()?,
             container => {
                 left += match container {
                     Marker::FixArray(length) => length.into(),
                     Marker::FixMap(length) => 2 * u64::from(length),
-                    Marker::Array16 => length(rest, 2)? as u64,
-                    Marker::Array32 => length(rest, 4)? as u64,
-                    Marker::Map16 => 2 * length(rest, 2)? as u64,
-                    Marker::Map32 => 2 * length(rest, 4)? as u64,
+                    Marker::Array16 => rest.read_data_u16().ok()?.into(),
+                    Marker::Array32 => rest.read_data_u32().ok()?.into(),
+                    Marker::Map16 => 2 * u64::from(rest.read_data_u16().ok()?),
+                    Marker::Map32 => 2 * u64::from(rest.read_data_u32().ok()?),
                     // tower-sessions writes none of the others.
                     _ => return None,
                 };
                 0
             }
         };
-        rest.split_off(..bytes)?;
+        rest.split_off(..usize::try_from(bytes).ok()?)?;
     }
     Some(())
-}
-
-/// A length of this many bytes.
-fn length(rest: &mut &[u8], bytes: usize) -> Option<usize> {
-    Some(rest.split_off(..bytes)?.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)))
 }
 
 #[cfg(test)]

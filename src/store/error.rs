@@ -19,7 +19,7 @@ pub enum Error {
     Refused(String),
     /// As many changes as allowed are waiting for Redis, or other instances changed the session for too long. Nothing is
     /// changed.
-    #[error("too many changes are waiting for Redis")]
+    #[error("too many changes wait for Redis, or other instances changed the session for too long")]
     Overloaded,
     /// Redis holds what neither this service nor tower-sessions wrote. Nothing is changed.
     #[error("a session's value cannot be read: neither this service nor tower-sessions wrote it")]
@@ -36,8 +36,8 @@ pub enum Error {
     /// A page uses this key, which the service needs. Nothing is changed.
     #[error("a page uses the session's key {0}, which is the service's own")]
     Reserved(&'static str),
-    /// A page's value has another type than the page expects. Nothing is changed.
-    #[error("a session's value has another type than the page expects")]
+    /// A page's value has another type than the page expects, or cannot be JSON. Nothing is changed.
+    #[error("a page's value has another type than the page expects, or cannot be JSON")]
     Mismatched,
 }
 

@@ -18,7 +18,7 @@ use std::{ops::RangeInclusive, time::Duration};
 pub const MAX_BATCH: usize = 512;
 
 /// The most calls of a queue in flight.
-pub const MAX_CALLS: usize = 4;
+const MAX_CALLS: usize = 4;
 
 /// Redis is next door if a call takes no longer. Within a zone, a round trip takes 0.1 to 0.3 ms.
 const NEXT_DOOR: Duration = Duration::from_micros(500);
@@ -59,7 +59,7 @@ impl LastCall {
     }
 }
 
-/// How many calls may be in flight. `last` is the call that ended last, if it was answered.
+/// How many calls may be in flight. `last` is the last call that was answered.
 pub fn max_calls(last: Option<LastCall>) -> usize {
     match last {
         Some(last) if last.leaves_redis_idle() => MAX_CALLS,

@@ -77,8 +77,8 @@ async fn init(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
 }
 
 /// Connects to a Cluster of one master that does not know its own address, as when no other server has met it. Then
-/// `CLUSTER SLOTS` names its host `""` or `"?"`, which means the host that was asked. fred 10.1 reads only null like
-/// this, and fails to find a host of that name.
+/// `CLUSTER SLOTS` names its host `""` or `"?"`, which means the host that was asked. fred 10.1 understands only null in
+/// this way, and looks for a host named `""` or `"?"`.
 ///
 /// # Errors
 /// `error`, with the host names of which one is unknown, if it is not such a Cluster.
@@ -95,7 +95,7 @@ async fn init_single_node_cluster(error: RedisError, config: Config) -> Result<(
     }
 }
 
-/// The host and id of each master of a Cluster, and the server that says so.
+/// The host and id of each master of a Cluster, and the server that says so. Several masters may have the same host.
 async fn masters(config: &Config) -> Option<(Server, BTreeSet<(String, String)>)> {
     let ServerConfig::Clustered { hosts, .. } = &config.server else { return None };
     for server in hosts {
@@ -148,6 +148,7 @@ async fn check_server(client: &Client) -> Result<(), Error> {
         let cluster = send(client, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
         let cluster = cluster.as_str().unwrap_or_default();
         if let Some(masters) = field(&cluster, "cluster_size").filter(|masters| *masters != "1") {
+            // What such a server answers to a command whose key another master has.
             return Err(Error::Refused(format!("MOVED {masters} masters share the slots")));
         }
     }

@@ -58,6 +58,9 @@ pub struct OutageLog(Mutex<Logged>);
 struct Logged {
     /// How many links need a client.
     unlinked: usize,
+    /// Whether one ever had one.
+    was_linked: bool,
+    /// Whether all ever had one.
     was_connected: bool,
     /// Why one needs a client, as it was logged last; none once all have one.
     reason: Option<String>,
@@ -73,6 +76,7 @@ impl OutageLog {
     fn connected(&self) {
         let mut logged = self.0.lock();
         logged.unlinked -= 1;
+        logged.was_linked = true;
         let is_over = logged.unlinked == 0;
         if is_over && (logged.reason.take().is_some() || !mem::replace(&mut logged.was_connected, true)) {
             info!("connected to Redis");
@@ -82,6 +86,11 @@ impl OutageLog {
         if is_over {
             error::outage_is_over();
         }
+    }
+
+    /// Whether a link ever had a client. Then Redis once took the settings.
+    fn was_linked(&self) -> bool {
+        self.0.lock().was_linked
     }
 
     /// Logs why a link has no client: as a warning if it is the outage's first reason, or a different one that
@@ -108,7 +117,7 @@ enum State {
     Idle,
     /// Not connected, for this reason.
     Lost(String),
-    /// Redis rejected a setting before it was ever connected, for this reason.
+    /// Redis rejected a setting before any thread was connected, for this reason.
     Rejected(String),
 }
 
@@ -231,7 +240,7 @@ impl RedisLink {
         });
     }
 
-    /// Resolves when there is a client, or Redis rejects a setting before it was ever connected: then with the reason.
+    /// Resolves when there is a client, or Redis rejects a setting before any thread was connected: then with the reason.
     pub async fn connected(&self) -> Result<(), String> {
         let connected = |state: &State| match state {
             State::Linked(_) | State::Degraded(..) | State::Idle => Some(Ok(())),
@@ -241,7 +250,7 @@ impl RedisLink {
         wait_for(&self.state, connected).await
     }
 
-    /// Resolves if Redis rejects a setting before it was ever connected, with the reason.
+    /// Resolves if Redis rejects a setting before any thread was connected, with the reason.
     pub async fn rejected(&self) -> String {
         let rejected = |state: &State| match state {
             State::Rejected(reason) => Some(reason.clone()),
@@ -280,9 +289,6 @@ impl SendCommand for RedisLink {
 }
 
 async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Option<T>) -> T {
-    if let Some(found) = wanted(&state.borrow()) {
-        return found;
-    }
     let mut state = state.subscribe();
     loop {
         if let Some(found) = wanted(&state.borrow_and_update()) {
@@ -300,13 +306,13 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 /// from Redis and its certificate, but network failures at `debug` only.
 async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, link: RedisLink) {
     let RedisLink { state, in_flight, log, .. } = link;
-    let (mut known, mut was_connected, mut backoff) = (config.clone(), false, Duration::ZERO);
+    let (mut known, mut backoff) = (config.clone(), Duration::ZERO);
     // The last failure for which the URL's scheme was already tested as the cause.
     let mut probed = None;
     // The task of a client in doubt, and since when.
     let mut doubted: Option<(ConnectHandle, Instant)> = None;
     loop {
-        match connect(&known, &compare_and_set, !was_connected).await {
+        match connect(&known, &compare_and_set, !log.was_linked()).await {
             Ok((client, mut end)) => {
                 state.send_replace(State::Linked(client.clone()));
                 doubted.take().inspect(|(end, _)| end.abort());
@@ -320,7 +326,7 @@ async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, lin
                     }
                     reason = wait_for(&state, State::problem) => (reason, false),
                 };
-                (was_connected, backoff) = (true, Duration::ZERO);
+                backoff = Duration::ZERO;
                 if is_idle {
                     debug!("the idle connection to Redis has ended: {reason}");
                 } else if state.borrow().client().is_some() {
@@ -338,7 +344,8 @@ async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, lin
                 let reason = without_arguments(error.details()).to_owned();
                 let is_reply = matches!(error.into(), Error::Refused(_));
                 let mut rejection = rejection(&reason);
-                if rejection.is_none() && !was_connected {
+                let was_linked = log.was_linked();
+                if rejection.is_none() && !was_linked {
                     rejection = sentinel_rejection(&config).await;
                     // Once for each reason: it is one more connection.
                     if rejection.is_none() && !is_reply && probed.as_ref() != Some(&reason) {
@@ -347,7 +354,7 @@ async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, lin
                     }
                 }
                 if let Some(rejection) = &rejection
-                    && !was_connected
+                    && !was_linked
                 {
                     state.send_replace(State::Rejected(rejection.clone()));
                     return;

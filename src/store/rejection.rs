@@ -32,16 +32,10 @@ pub fn rejection(details: &str) -> Option<String> {
         _ if is_forbidden(details) => "a command that sessions need is forbidden",
         "ERR" | "DENIED" | "NOPROTO" | "WRONGTYPE" => "the server refuses",
         _ if has("Missing primary address in response from sentinel") => NO_SERVICE,
-        // fred's, and in Rust's debug format rustls's: Custom { kind: …, error: InvalidCertificate(CAUSE) }
+        // fred's own errors; and rustls's, in Rust's debug format: Custom { kind: …, error: InvalidCertificate(CAUSE) }
+        _ if has("InvalidContentType") => return Some(NO_TLS.to_owned()),
+        _ if has("Invalid frame type") => return Some(NO_REDIS.to_owned()),
         _ => {
-            if has("InvalidContentType") {
-                return Some(NO_TLS.to_owned());
-            }
-            if has("Invalid frame type") {
-                return Some(
-                    "the server does not speak Redis's protocol; with TLS, the scheme is rediss://".to_owned(),
-                );
-            }
             let (_, cause) = details.split_once("InvalidCertificate(")?;
             let cause = cause.trim_end_matches(") }");
             return Some(format!("the certificate could not be verified: {cause}"));
@@ -51,6 +45,8 @@ pub fn rejection(details: &str) -> Option<String> {
 }
 
 const NO_TLS: &str = "rediss:// needs TLS, but the server does not speak it";
+
+const NO_REDIS: &str = "the server does not speak Redis's protocol; with TLS, the scheme is rediss://";
 
 const NO_SERVICE: &str = "the Sentinel knows no service of the name in sentinelServiceName";
 

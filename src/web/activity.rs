@@ -63,7 +63,7 @@ pub struct Activity {
     is_blocked: AtomicBool,
     /// Whether the client may be sending what nobody is going to read.
     leaves_bytes: AtomicBool,
-    /// How often the connection was told to end: once is a request, twice an order.
+    /// How often the connection was told to end: once asks it to, twice forces it.
     told: AtomicU8,
     /// Tells the connection's task to look at `told`.
     wake: Notify,

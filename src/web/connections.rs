@@ -13,7 +13,8 @@ use tokio::{
 use super::activity::{Activity, IDLE_TIMEOUT, Requests};
 
 /// The most connections at a time. Cloud Run sends at most 1,000 requests to an instance at once. A connection holds
-/// some 20 kB, and 40 kB if its client sends requests and never reads: all together 50 MB of at least 128 MiB.
+/// some 20 kB, and 40 kB if its client sends requests and never reads: at most 50 MB in all. The smallest instance of Cloud
+/// Run has 128 MiB.
 const MAX_CONNECTIONS: usize = 1250;
 
 /// A new connection goes to the first thread that has no more than this many. So few do not fill a core, and views on one
@@ -21,7 +22,7 @@ const MAX_CONNECTIONS: usize = 1250;
 /// of a command.
 const FILL_FIRST: usize = 8;
 
-/// With fewer free places than this, each new connection makes an idle one end. The new one takes a free place at once,
+/// If no more places than this are free, each new connection makes an idle one end. The new one takes a free place at once,
 /// so the idle one has time to end. This stops clients that fill all places and end none.
 const SPARE: usize = 50;
 
@@ -77,7 +78,7 @@ impl Connections {
     }
 
     /// A place for a new connection, which this thread will serve. If places are short, the connection that has been idle
-    /// longest gives way; those that have been idle for more than 20 s are between two requests. If all are busy, the new
+    /// longest gives way (after 20 s, only connections between two requests are still open). If all are busy, the new
     /// one waits.
     pub async fn place(self: &Arc<Self>, thread: usize) -> Place {
         let permit = loop {
@@ -114,14 +115,13 @@ impl Connections {
 
     /// Ends each connection once its requests are answered, and returns when all have ended.
     pub async fn stop(&self) {
-        self.tell_all_to_end();
+        {
+            let mut open = self.open.lock();
+            open.is_stopping = true;
+            let untold = open.connections.values().filter(|activity| activity.told() == 0);
+            untold.for_each(|activity| activity.tell_to_end());
+        }
         let _ = self.permits.acquire_many(MAX_CONNECTIONS as u32).await;
-    }
-
-    fn tell_all_to_end(&self) {
-        let mut open = self.open.lock();
-        open.is_stopping = true;
-        open.connections.values().filter(|activity| activity.told() == 0).for_each(|activity| activity.tell_to_end());
     }
 }
 

@@ -10,10 +10,10 @@ use axum::{
 };
 
 use super::format::{Format, Page};
-use crate::{store, warnings::warn_once_a_minute};
+use crate::store;
 
 /// Seconds after which a retry makes sense: by then the store has tried to reconnect.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Why a request is not answered by its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +64,7 @@ impl Error {
     /// What the error means for the visitor, in one line.
     fn meaning(self) -> &'static str {
         match self {
-            Self::NotFound => "This site has only the pages linked above. Nothing was counted.",
+            Self::NotFound => "There is no page at this address. Nothing was counted.",
             Self::MethodNotAllowed => "Nothing was counted, and nothing you sent was saved.",
             Self::Prefetch => "Nothing was counted.",
             Self::CrossSite => "Nothing was counted or changed.",
@@ -83,6 +83,15 @@ impl Error {
             Self::NotFound => ("/", "Go to the first page"),
             Self::MethodNotAllowed | Self::Prefetch | Self::CrossSite => ("", "Go to the page"),
             _ => ("", "Try again"),
+        }
+    }
+
+    /// The error of changing a session's data. The store has logged the error.
+    pub(super) fn of_data(error: store::Error) -> Self {
+        match error {
+            store::Error::Ended => Self::Ended,
+            store::Error::TooLarge(_) => Self::TooLarge,
+            _ => Self::Session,
         }
     }
 }
@@ -107,26 +116,11 @@ impl From<store::Error> for Error {
     }
 }
 
-impl Error {
-    /// The error of changing a session's data. The store has logged the error.
-    pub(super) fn of_data(error: store::Error) -> Self {
-        match error {
-            store::Error::Ended => Self::Ended,
-            store::Error::TooLarge(_) => Self::TooLarge,
-            _ => Self::Session,
-        }
-    }
-}
-
 impl From<serde_json::Error> for Error {
-    /// The error of a page whose value has another type in the session. This logs it.
-    fn from(error: serde_json::Error) -> Self {
-        // Its text may contain the session's data.
-        let problem = error.classify();
-        warn_once_a_minute(
-            "record",
-            format_args!("a session's value does not have the type that a page expects: {problem:?}"),
-        );
+    /// The error of a page whose value has another type in the session, or cannot be JSON. This logs it, without its text,
+    /// which may contain the session's data.
+    fn from(_: serde_json::Error) -> Self {
+        store::Error::Mismatched.report();
         Self::Session
     }
 }

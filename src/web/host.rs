@@ -91,11 +91,8 @@ fn is_port(port: &[u8]) -> bool {
     let [b':', digits @ ..] = port else {
         return port.is_empty();
     };
-    let number = digits.iter().try_fold(0_u16, |number, digit| {
-        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
-        number.checked_mul(10)?.checked_add(digit)
-    });
-    number.is_some()
+    let is_number = || str::from_utf8(digits).is_ok_and(|digits| digits.parse::<u16>().is_ok());
+    digits.is_empty() || digits[0].is_ascii_digit() && is_number()
 }
 
 /// Whether these are one host. The port may be left out if it is the scheme's. A proxy that terminates TLS may change the

@@ -1,4 +1,4 @@
-//! The states of pages, by which the compiler knows whether a page has a session, and whether its views are counted.
+//! The states of pages. By them a page that extracts an `AtomicSession` or a `ViewCount` compiles only where it gets one.
 
 /// The state of pages whose views are counted. Only [`counted`](super::app::counted) makes it.
 #[derive(Clone, Copy, Debug)]

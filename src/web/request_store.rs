@@ -129,7 +129,7 @@ impl RequestStore {
 
     async fn begin(&self, data: &Data, first_view: Option<&str>) -> Result<(Id, Bytes), Error> {
         let mut contents = Contents::default();
-        // All else is reported by `Store`.
+        // `Store` reports its own errors, but not these two.
         contents.set_data(data).inspect_err(Error::report)?;
         if let Some(path) = first_view {
             contents.count(path).inspect_err(Error::report)?;
@@ -144,7 +144,7 @@ impl RequestStore {
         Ok(())
     }
 
-    /// What the page has changed; all, if it never looked.
+    /// The keys that the page has changed; all keys, and true, if it never loaded the data.
     fn changed_keys(&self, data: &Data) -> (Vec<KeyChange>, bool) {
         let state = self.state.lock();
         let loaded = state.loaded.as_ref();

@@ -39,6 +39,7 @@ use super::{
     activity::{Activity, ResponseBody},
     connections::Connections,
     drain::{ClientStream, RequestBody},
+    error::RETRY_AFTER,
     host,
 };
 use crate::{store::DEADLINE, warnings::warn_once_a_minute};
@@ -55,13 +56,13 @@ const MAX_STREAMS: u32 = 16;
 const WINDOW: u32 = 65_535;
 
 /// How long a shutdown waits for requests in flight. The platform kills the process after 10 s.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-const _: () = assert!(DEADLINE.as_millis() < DRAIN_TIMEOUT.as_millis());
+const _: () = assert!(DEADLINE.as_millis() < SHUTDOWN_TIMEOUT.as_millis());
 
 /// Length of the accept queue: the number of requests that Cloud Run sends at once. A connection beyond it waits
 /// a second for its next try; tokio's default is 128.
-const BACKLOG: u32 = 1000;
+pub const BACKLOG: u32 = 1000;
 
 /// What is answered to requests that do not reach the service.
 const NAMES_NO_HOST: &str = "the request needs exactly one valid Host";
@@ -70,14 +71,11 @@ const TAKES_TOO_LITTLE: &str = "too many responses are still unread, please try 
 /// Pause after accepting fails although a connection waits, for example because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// A port that is taken, and can be listened on.
-pub struct Bound(TcpSocket);
-
-/// Takes a port, on IPv4 and, where the system has it, IPv6. Connections are refused until it is listened on.
+/// Takes a port, on IPv4 and, where the system has it, IPv6. Connections are refused until the socket listens.
 ///
 /// # Errors
 /// If the port is taken, or reserved for other users.
-pub fn bind(port: u16) -> io::Result<Bound> {
+pub fn bind(port: u16) -> io::Result<TcpSocket> {
     let dual = TcpSocket::new_v6().and_then(|socket| SockRef::from(&socket).set_only_v6(false).map(|()| socket));
     let (socket, address) = match dual {
         Ok(socket) => (socket, (Ipv6Addr::UNSPECIFIED, port).into()),
@@ -86,17 +84,7 @@ pub fn bind(port: u16) -> io::Result<Bound> {
     // Connections of a process that had the port just now may not have ended completely.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    Ok(Bound(socket))
-}
-
-impl Bound {
-    /// Listens.
-    ///
-    /// # Errors
-    /// If another process listens on the port by now.
-    pub fn listen(self) -> io::Result<TcpListener> {
-        self.0.listen(BACKLOG)
-    }
+    Ok(socket)
 }
 
 /// Resolves at SIGTERM, which platforms send, or at Ctrl-C. From this call on, neither ends the process.
@@ -170,7 +158,7 @@ where
             let (activity, service) = (place.activity.clone(), service.clone());
             let on_request = service_fn(move |request: hyper::Request<Incoming>| {
                 let Some(pending) = activity.begin(request.version()) else {
-                    let headers = [(header::RETRY_AFTER, "1")];
+                    let headers = [(header::RETRY_AFTER, RETRY_AFTER)];
                     let refused = (StatusCode::SERVICE_UNAVAILABLE, headers, TAKES_TOO_LITTLE);
                     return Either::Left(ready(Ok(refusal(&request, refused).map(ResponseBody::of_refused))));
                 };
@@ -194,7 +182,7 @@ where
     drop(listener);
     tokio::select! {
         () = connections.stop() => {}
-        () = sleep(DRAIN_TIMEOUT) => warn!("stopping with requests unanswered"),
+        () = sleep(SHUTDOWN_TIMEOUT) => warn!("stopping with requests unanswered"),
     }
 }
 

@@ -118,10 +118,12 @@ pub struct OpenSession {
 
 impl OpenSession {
     /// Lets the page answer with this session, and with the view's count if it was counted. Then saves the session if the
-    /// page changed it, unless the response is a server error, and gives the response the cookie that it needs.
+    /// page changed it or ended it, or if it begins with this view, unless the response is a server error. And gives the
+    /// response the cookie that it needs.
     ///
     /// # Errors
-    /// [`Error::Ended`] if another request has ended the session, [`Error::Session`] if it cannot be saved.
+    /// [`Error::Ended`] if another request has ended the session, [`Error::TooLarge`] if it has no room for the change,
+    /// [`Error::Session`] if it cannot be saved.
     pub async fn answer(self, mut request: Request, count: Option<u64>, page: Next) -> Result<Response, Error> {
         let extensions = request.extensions_mut();
         extensions.insert(self.session.clone());

@@ -41,7 +41,7 @@ impl FromRequestParts<Counted> for ViewCount {
 /// the browser asks again when the visitor comes.
 ///
 /// # Errors
-/// If the store fails; see [`crate::store::Store::change`] and [`OpenSession::answer`].
+/// [`Error::Prefetch`], [`Error::CrossSite`], those of [`crate::store::Store::change`] and of [`OpenSession::answer`].
 pub async fn count_view(State(sessions): State<Sessions>, request: Request, page: Next) -> Result<Response, Error> {
     if is_prefetch(request.headers()) {
         return Err(Error::Prefetch);

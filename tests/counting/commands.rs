@@ -105,14 +105,13 @@ async fn no_pattern_costs_much_more() {
 
 #[tokio::test]
 async fn commands_for_a_session_that_is_over() {
-    let (redis, service, write) = start_warm().await;
+    let (redis, service, _) = start_warm().await;
     let mut visitor = Visitor::new();
     visitor.count(&service, "/").await;
     redis.cli(&["FLUSHALL"]);
     redis.executed();
     // The instance remembers it. With IFEQ, null may mean that it has changed, so it is read.
     assert_commands(&redis, &service, &mut visitor, "/", 3).await;
-    let _ = write;
     // It knows nothing of it.
     visitor.cookie = Some("id=AAAAAAAAAAAAAAAAAAAAAA".to_owned());
     assert_commands(&redis, &service, &mut visitor, "/", 2).await;

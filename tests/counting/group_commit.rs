@@ -176,7 +176,7 @@ async fn a_full_queue_refuses_at_once() {
     visitor.clone().count(&service, "/").await;
     drop(redis);
     let log = service.stop();
-    let warnings = log.iter().filter(|line| line.contains("too many changes are waiting"));
+    let warnings = log.iter().filter(|line| line.contains("too many changes wait"));
     assert_eq!(warnings.count(), 1, "{log:#?}");
 }
 

@@ -114,6 +114,7 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
         ("REDIS_URL", "redis-cluster://localhost?node=other", &["REDIS_URL", "node", "host:port", URLS]),
         ("REDIS_URL", "redis-cluster://localhost?node=:hunter2@other:1", &["REDIS_URL", "node", "host:port", URLS]),
         ("REDIS_URL", "redis-sentinel://localhost?sentinelServiceName=", &["REDIS_URL", "empty sentinelServiceName"]),
+        ("GOOGLE_CLOUD_PROJECT", "", &["GOOGLE_CLOUD_PROJECT", "is empty"]),
         (
             "REDIS_URL",
             "redis-sentinel://localhost?sentinelServiceName=a&sentinelServiceName=b",

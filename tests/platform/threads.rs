@@ -10,7 +10,7 @@ use std::{
 use fred::{interfaces::ClientLike, types::CustomCommand};
 use futures_util::future::join_all;
 
-use crate::common::{Redis, Service, Visitor, one_core, program, threads};
+use crate::common::{Redis, Service, Visitor, eventually, one_core, program, threads};
 
 /// More connections than the service keeps on one thread.
 const FEW: usize = 10;
@@ -132,6 +132,31 @@ async fn the_service_is_ready_once_each_thread_has_a_link() {
     for line in [REFUSED, "connected to Redis"] {
         assert_eq!(log.iter().filter(|logged| logged.contains(line)).count(), 1, "{line}: {log:#?}");
     }
+}
+
+/// What stops the program at its start does not stop it once another thread is connected.
+#[tokio::test]
+async fn a_thread_that_connects_late_does_not_stop_the_program() {
+    if threads() == 1 {
+        return;
+    }
+    let redis = Redis::start_with(&["--maxclients", &threads().to_string()]);
+    let client = redis.client().await;
+    let set = async |name, value| {
+        let () =
+            client.custom(CustomCommand::new_static("CONFIG", None, false), vec!["SET", name, value]).await.unwrap();
+    };
+    let service = Service::start([("REDIS_URL", redis.url().as_str())]);
+    let logged = async |what: &str| {
+        let is_logged = || service.log().iter().any(|line| line.contains(what)).then_some(());
+        eventually(what, async || is_logged()).await;
+    };
+    logged("max number of clients").await;
+    set("requirepass", "another").await;
+    set("maxclients", "100").await;
+    logged("NOAUTH").await;
+    set("requirepass", "").await;
+    service.wait_until_ready().await;
 }
 
 /// MB that the process takes after views on this many connections.

@@ -11,7 +11,7 @@ use crate::common::{Service, TIMEOUT, Visitor};
 
 const VISITS: usize = 1_000_000;
 
-/// The maximum number of sessions in the store.
+/// About as many sessions as the store can hold.
 const SESSIONS: usize = 50_000;
 
 /// The limit that the README states for the sessions in memory.

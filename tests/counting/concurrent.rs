@@ -1,4 +1,4 @@
-//! Promise: concurrent views are each counted exactly once, over any number of instances.
+//! Promise: concurrent views are each counted exactly once, on one instance and on two.
 
 use crate::common::{Redis, Service, Visitor};
 use futures_util::future::join_all;
@@ -38,7 +38,7 @@ async fn concurrent_views_on_two_instances() {
 }
 
 #[tokio::test]
-async fn concurrent_views_on_the_embedded_store() {
+async fn concurrent_views_in_the_in_memory_store() {
     assert_exact(&[Service::start([])]).await;
 }
 
