@@ -192,7 +192,7 @@ fn rust_log(value: &str) -> Result<Targets, String> {
     // The filter would take a misspelt level for a target, and log nothing.
     let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
     let filter = if value.is_empty() || !value.split(',').all(is_directive) {
-        Err("a part of it names no level".to_owned())
+        Err("it, or a part of it, names no level".to_owned())
     } else {
         format!("{QUIET},{value}").parse().map_err(|error: ParseError| error.to_string())
     };

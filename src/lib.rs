@@ -41,7 +41,8 @@
 //! `profile/` applies profile-guided optimization to the image's program.
 //!
 //! # Rules
-//! - Only [`store::contents`] knows how a value is built, and the script how it begins. Pages cannot reach the service's own entry in it.
+//! - Only [`store::contents`] knows how a value is built, and the script how it begins. Pages cannot reach the
+//!   service's own entry in it.
 //! - All that changes a session goes through [`store::Store`], as a function from what it holds to what it is to hold.
 //! - Only `store/error.rs`, `store/rejection.rs` and the script read the texts of Redis's and fred's errors.
 //! - Nothing in `store/` knows HTTP.

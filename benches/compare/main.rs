@@ -1,13 +1,15 @@
 //! Compares the service with others: `cargo bench`.
 //!
-//! All programs run on one Redis, for some figures also on one Valkey, and wrk loads them in turn. Tables go into the README and docs/benchmark.md, charts
-//! into docs/. Every figure comes from /proc, Redis's INFO and MEMORY USAGE, wrk or the clock. Nothing passes or fails.
+//! All programs run on one Redis, for some figures also on one Valkey, and wrk loads them in turn. Tables go into the
+//! README and docs/benchmark.md, charts into docs/. Every figure comes from /proc, Redis's INFO and MEMORY USAGE, wrk
+//! or the clock. Nothing passes or fails.
 //!
 //! Needs redis-server, redis-cli, wrk, Node with npm, Python with venv, and a static glibc.
 //!
 //! [`figures`] holds what is measured. These modules measure it: [`start`], [`overlapping`], [`billing`], [`size`],
 //! [`load`] and [`distance`]. They stand on [`programs`] with [`peers`] and [`own_pages`], [`builds`], [`process`],
-//! [`redis`], [`client`], [`wrk`], [`open_loop`] and [`proxy`]. [`report`] writes it all down, with [`capacity`] and [`charts`].
+//! [`redis`], [`client`], [`wrk`], [`open_loop`] and [`proxy`]. [`report`] writes it all down, with [`capacity`] and
+//! [`charts`].
 
 mod billing;
 mod builds;

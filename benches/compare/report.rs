@@ -276,7 +276,7 @@ fn machine() -> String {
     let redis = said("redis-server", "--version");
     let redis = redis.split(' ').nth(2).unwrap_or_default().to_owned();
     format!(
-        "{cores} cores of {}, shared by Redis, wrk and the program; Linux {}, Redis {}, Node {}. Under \
+        "{cores} cores of {}, shared by Redis, wrk and the program; Linux {}, Redis {}, Node {}. Under\n\
          load: {VISITORS} sessions, the median of {} rounds of \
          {ROUND:?}. In parentheses: cloud-run-sessions' figure divided by that column's.\n",
         model.unwrap_or("an unknown processor"),

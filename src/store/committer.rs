@@ -110,7 +110,8 @@ pub struct Instance {
     name: u64,
     /// The number of its last write.
     writes: AtomicU64,
-    /// Held for a moment: for one session or one batch, or to drop the changes that nobody awaits any more. [`Queue`]'s lock may be taken under it, never the reverse.
+    /// Held for a moment: for one session or one batch, or to drop the changes that nobody awaits any more. [`Queue`]'s
+    /// lock may be taken under it, never the reverse.
     sessions: Mutex<KnownSessions>,
     /// One permit for each change that waits or is in flight.
     permits: Arc<Semaphore>,

@@ -5,11 +5,11 @@
 -- ARGV[1]: ms that a session lives.
 -- ARGV[2]: how the value of an ended session begins, after its id.
 -- ARGV[3]: ms that such a value lives.
--- ARGV[4]: for each key, three lengths: of the expected value (2 bytes), of the new value (2 bytes), and of the text of the
---   new value's ms to live (1 byte); then the expected value, the new value, and that text. One long text costs the client a
---   fraction of many short ones, and a length in bytes costs the server less than one in digits.
--- ARGV[5] and further: the expected and the new value of each key for which both lengths are 0. Long values cost the
---   server less as arguments, because Lua hashes each byte of a string that it makes.
+-- ARGV[4]: for each key, three lengths: of the expected value (2 bytes), of the new value (2 bytes), and of the text of
+--   the new value's ms to live (1 byte); then the expected value, the new value, and that text. One long text costs the
+--   client a fraction of many short ones, and a length in bytes costs the server less than one in digits.
+-- ARGV[5] and further: the expected and the new value of each key for which both lengths are 0. Lua hashes each byte of
+--   each string that it makes: an argument is hashed once, a part of ARGV[4] twice. For long values, that counts.
 --
 -- Replies for each key: 1 if the new value is stored, now or by an earlier sending of this call; else what the key
 -- holds, nil if nothing; or {error}. If the server refuses, the error alone.

@@ -6,8 +6,8 @@
 //!
 //! - Redis is far away: a call writes all that wait. If many do, it leaves after a short pause, in which visitors
 //!   who were just answered can ask again.
-//! - Redis is near: a call writes about half of all, so that Redis works on one half while this process answers the
-//!   other.
+//! - Redis is near: a call writes about half of all, so that Redis works on one half while the visitors of the other
+//!   are answered and ask again.
 //! - Redis is next door, and few views wait: most of a call's time passes on the way, while neither Redis nor this
 //!   process has anything to do. So several calls are in flight. They are smaller, and cost more commands per view; but
 //!   a service that bills commands is usually further away.

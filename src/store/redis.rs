@@ -41,8 +41,8 @@ impl RedisStore {
         opened.into_iter().map(sessions)
     }
 
-    /// See [`super::Store::ready`]. It sends a command, which providers bill, on this thread's link only; of the other
-    /// links it checks that they are connected.
+    /// See [`super::Store::ready`]. It sends a command, which providers bill, on this thread's link only. Other
+    /// links that have ended are made anew, and checked.
     pub async fn ready(&self) -> Result<(), Error> {
         self.link.accepts_views().await?;
         let all_linked = join_all(self.links.iter().map(RedisLink::client));

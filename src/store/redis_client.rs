@@ -30,8 +30,8 @@ use crate::warnings::warn_once_a_minute;
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects, and checks that the server accepts writes; when it is the first time, also what else sessions need. Returns
-/// the client, and a handle that resolves when it ends.
+/// Connects, and checks that the server accepts writes; `is_first`, also what else sessions need. Returns the client,
+/// and a handle that resolves when it ends.
 ///
 /// Each time it is a new client: once fred 10.1 has lost a connection, its counts of queued commands
 /// are wrong, and it holds back what it should send. Without a reconnection policy, fred neither keeps nor
@@ -140,7 +140,7 @@ async fn check_server(client: &Client) -> Result<(), Error> {
     if let Some(policy) = field(&info, "maxmemory_policy")
         && policy != "noeviction"
     {
-        // Each thread's link finds this out.
+        // Each thread that connects at the start finds this out.
         let what_to_do = "a full Redis evicts sessions; set it to noeviction";
         warn_once_a_minute("eviction", format_args!("maxmemory-policy is {policy}: {what_to_do}"));
     }

@@ -32,10 +32,11 @@ pub fn rejection(details: &str) -> Option<String> {
         _ if is_forbidden(details) => "a command that sessions need is forbidden",
         "ERR" | "DENIED" | "NOPROTO" | "WRONGTYPE" => "the server refuses",
         _ if has("Missing primary address in response from sentinel") => NO_SERVICE,
-        // fred's own errors; and rustls's, in Rust's debug format: Custom { kind: …, error: InvalidCertificate(CAUSE) }
+        // fred's own errors; and rustls's, in Rust's debug format.
         _ if has("InvalidContentType") => return Some(NO_TLS.to_owned()),
         _ if has("Invalid frame type") => return Some(NO_REDIS.to_owned()),
         _ => {
+            // Custom { kind: …, error: InvalidCertificate(CAUSE) }
             let (_, cause) = details.split_once("InvalidCertificate(")?;
             let cause = cause.trim_end_matches(") }");
             return Some(format!("the certificate could not be verified: {cause}"));

@@ -19,8 +19,8 @@ const LEAST_TRUST: i8 = -2;
 
 /// Values by session. Forgetting one is harmless.
 ///
-/// Each view takes one out and puts one in, under a lock that all threads share. So it is two hash tables, and no cache such
-/// as moka, which would keep an order of all values.
+/// Each view takes one out and puts one in, under a lock that all threads share. So it is two hash tables, and no cache
+/// such as moka, which would keep an order of all values.
 ///
 /// New values go to the younger of two generations. When that has grown to half of [`MAX_REMEMBERED_BYTES`], it becomes
 /// the older one, and what was the older one is forgotten.

@@ -13,8 +13,8 @@ use tokio::{
 use super::activity::{Activity, IDLE_TIMEOUT, Requests};
 
 /// The most connections at a time. Cloud Run sends at most 1,000 requests to an instance at once. A connection holds
-/// some 20 kB, and 40 kB if its client sends requests and never reads: at most 50 MB in all. The smallest instance of Cloud
-/// Run has 128 MiB.
+/// some 20 kB, and 40 kB if its client sends requests and never reads: at most 50 MB in all. The smallest instance of
+/// Cloud Run has 128 MiB.
 const MAX_CONNECTIONS: usize = 1250;
 
 /// A new connection goes to the first thread that has no more than this many. So few do not fill a core, and views on one
@@ -22,8 +22,8 @@ const MAX_CONNECTIONS: usize = 1250;
 /// of a command.
 const FILL_FIRST: usize = 8;
 
-/// If no more places than this are free, each new connection makes an idle one end. The new one takes a free place at once,
-/// so the idle one has time to end. This stops clients that fill all places and end none.
+/// If no more places than this are free, each new connection makes an idle one end. The new one takes a free place at
+/// once, so the idle one has time to end. This stops clients that fill all places and end none.
 const SPARE: usize = 50;
 
 /// If every connection is busy, a new one waits this long until they are looked at again.
@@ -77,9 +77,9 @@ impl Connections {
         fewest.map_or(0, |(thread, _)| thread)
     }
 
-    /// A place for a new connection, which this thread will serve. If places are short, the connection that has been idle
-    /// longest gives way (after 20 s, only connections between two requests are still open). If all are busy, the new
-    /// one waits.
+    /// A place for a new connection, which this thread will serve. If places are short, the connection that has been
+    /// idle longest gives way (of the idle ones, only those between two requests are still open after 20 s). If all are
+    /// busy, the new one waits.
     pub async fn place(self: &Arc<Self>, thread: usize) -> Place {
         let permit = loop {
             if self.permits.available_permits() <= SPARE {

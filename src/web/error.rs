@@ -12,8 +12,8 @@ use axum::{
 use super::format::{Format, Page};
 use crate::store;
 
-/// Seconds after which a retry makes sense: by then the store has tried to reconnect.
-pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+/// Seconds after which a retry makes sense: by then the store has tried to reconnect, and clients have taken responses.
+pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Why a request is not answered by its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,8 +117,8 @@ impl From<store::Error> for Error {
 }
 
 impl From<serde_json::Error> for Error {
-    /// The error of a page whose value has another type in the session, or cannot be JSON. This logs it, without its text,
-    /// which may contain the session's data.
+    /// The error of a page whose value has another type in the session, or cannot be JSON. This logs it, without its
+    /// text, which may contain the session's data.
     fn from(_: serde_json::Error) -> Self {
         store::Error::Mismatched.report();
         Self::Session

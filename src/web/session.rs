@@ -57,19 +57,19 @@ impl Sessions {
             return Ok(self.open(cookie, None));
         }
         let read = |id| async move { self.store().read(&id).await };
-        // Boxed: otherwise every request's future would reserve space for this rare path.
+        // Boxed: otherwise every request's future would reserve space for this path, which is rare but for new visitors.
         match Box::pin(self.first_alive(cookies, read)).await.map_err(Error::of_data)? {
             (Some(cookie), Some(value)) => Ok(self.open(cookie, Some(value))),
             (received, _) => Ok(self.begin(headers, received, None)),
         }
     }
 
-    /// Tries the sessions that these cookies name, one after another, until one is alive: then `attempt` returns something
-    /// for its id. Returns that with its cookie, or else only the last cookie.
+    /// Tries the sessions that these cookies name, one after another, until one is alive: then `attempt` returns
+    /// something for its id. Returns that with its cookie, or else only the last cookie.
     ///
     /// # Errors
     /// As for `attempt`; [`store::Error::Ended`] if none is alive, and one was ended just now.
-    pub async fn first_alive<T, F: Future<Output = Result<Option<T>, store::Error>>>(
+    pub(super) async fn first_alive<T, F: Future<Output = Result<Option<T>, store::Error>>>(
         &self,
         cookies: impl IntoIterator<Item = ReceivedCookie>,
         attempt: impl Fn(Id) -> F,

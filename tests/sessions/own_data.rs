@@ -150,7 +150,9 @@ async fn long_and_short_values_share_calls() {
         assert_eq!(counts, [view; VISITORS]);
     }
     let (executed, views) = (redis.executed(), VIEWS * VISITORS as u64);
-    assert!(executed < 2 * views, "{executed} commands for {views} views, as if each had a call of its own");
+    println!("{executed} commands for {views} views");
+    // With IFEQ, a call of its own is one command too. Else it is two, and one for each in a call of many.
+    assert!(redis.has_ifeq() || executed < views * 3 / 2, "{executed} commands for {views} views: few share calls");
     for (index, visitor) in visitors.iter_mut().enumerate() {
         let value = &values()[kept(index)];
         assert_eq!(visitor.view(&service, "/kept").await.body, value.to_string());
