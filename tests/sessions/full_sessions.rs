@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use axum::{extract::Path, routing::get};
+use axum::{extract::Path, http::StatusCode, routing::get};
 use cloud_run_sessions::web::{
     app::{counted, with_session},
     error::Error,
@@ -34,6 +34,14 @@ async fn keep_now(session: Session, Path(bytes): Path<usize>) -> Result<&'static
     Ok("kept")
 }
 
+/// Like [`keep_now`], and answers a failure in its own words.
+async fn keep_or_say(session: Session, Path(bytes): Path<usize>) -> Result<&'static str, (StatusCode, &'static str)> {
+    let no_room = |_| (StatusCode::INTERNAL_SERVER_ERROR, "my own words");
+    session.insert("text", "x".repeat(bytes)).await.map_err(no_room)?;
+    session.save().await.map_err(no_room)?;
+    Ok("kept")
+}
+
 /// The length of the text.
 async fn kept(session: Session) -> Result<String, Error> {
     let text: Option<String> = session.get("text").await?;
@@ -50,6 +58,7 @@ async fn start(settings: &[&str]) -> u16 {
         routes
             .route("/keep/{bytes}", with_session(get(keep), sessions))
             .route("/keep-now/{bytes}", with_session(get(keep_now), sessions))
+            .route("/keep-or-say/{bytes}", with_session(get(keep_or_say), sessions))
             .route("/counted/keep/{bytes}", counted(get(keep), sessions))
             .route("/kept", with_session(get(kept), sessions))
             .route("/named/{name}", counted(get(named), sessions))
@@ -84,6 +93,7 @@ async fn a_value_that_is_too_large() {
             assert_eq!(visitor.count(&service, "/").await, 1 + refusals);
         }
         assert_eq!(visitor.view(&service, "/keep-now/70000").await.status, 507);
+        assert_eq!(visitor.view(&service, "/keep-or-say/70000").await.body, "my own words");
         assert_eq!(bytes_kept(&mut visitor, service).await, 60_000);
         let html = visitor.request(reqwest::Method::GET, &service, "/keep/70000", BROWSER).await;
         assert_refused(&html);
