@@ -58,32 +58,10 @@ impl Sessions {
         }
         let read = |id| async move { self.store().read(&id).await };
         // Boxed: otherwise every request's future would reserve space for this path, which is rare but for new visitors.
-        match Box::pin(self.first_alive(cookies, read)).await.map_err(Error::of_data)? {
+        match Box::pin(first_alive(cookies, read)).await.map_err(Error::of_data)? {
             (Some(cookie), Some(value)) => Ok(self.open(cookie, Some(value))),
             (received, _) => Ok(self.begin(headers, received, None)),
         }
-    }
-
-    /// Tries the sessions that these cookies name, one after another, until one is alive: then `attempt` returns
-    /// something for its id. Returns that with its cookie, or else only the last cookie.
-    ///
-    /// # Errors
-    /// As for `attempt`; [`store::Error::Ended`] if none is alive, and one was ended just now.
-    pub(super) async fn first_alive<T, F: Future<Output = Result<Option<T>, store::Error>>>(
-        &self,
-        cookies: impl IntoIterator<Item = ReceivedCookie>,
-        attempt: impl Fn(Id) -> F,
-    ) -> Result<(Option<ReceivedCookie>, Option<T>), store::Error> {
-        let (mut received, mut ended) = (None, None);
-        for cookie in cookies {
-            match attempt(cookie.id).await {
-                Ok(Some(found)) => return Ok((Some(cookie), Some(found))),
-                Ok(None) => received = Some(cookie),
-                Err(error @ store::Error::Ended) => ended = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        ended.map_or(Ok((received, None)), Err)
     }
 
     /// The session that a cookie names, and its value if that is known.
@@ -106,6 +84,27 @@ impl Sessions {
         let (store, session) = RequestStore::beginning(self.store(), first_view);
         OpenSession { sessions: self.clone(), received, store, session }
     }
+}
+
+/// Tries the sessions that these cookies name, one after another, until one is alive: then `attempt` returns
+/// something for its id. Returns that with its cookie, or else only the last cookie.
+///
+/// # Errors
+/// As for `attempt`; [`store::Error::Ended`] if none is alive, and one was ended just now.
+pub(super) async fn first_alive<T, F: Future<Output = Result<Option<T>, store::Error>>>(
+    cookies: impl IntoIterator<Item = ReceivedCookie>,
+    attempt: impl Fn(Id) -> F,
+) -> Result<(Option<ReceivedCookie>, Option<T>), store::Error> {
+    let (mut received, mut ended) = (None, None);
+    for cookie in cookies {
+        match attempt(cookie.id).await {
+            Ok(Some(found)) => return Ok((Some(cookie), Some(found))),
+            Ok(None) => received = Some(cookie),
+            Err(error @ store::Error::Ended) => ended = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    ended.map_or(Ok((received, None)), Err)
 }
 
 /// The session of a request that is being answered.

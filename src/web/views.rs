@@ -12,7 +12,7 @@ use super::{
     cross_site::is_forged,
     error::Error,
     page_state::Counted,
-    session::{OpenSession, Sessions},
+    session::{OpenSession, Sessions, first_alive},
 };
 use crate::store::change::Change;
 
@@ -57,7 +57,7 @@ pub async fn count_view(State(sessions): State<Sessions>, request: Request, page
 /// the first of a new one.
 async fn count(sessions: &Sessions, path: &str, headers: &HeaderMap) -> Result<(u64, OpenSession), Error> {
     let count = |id| sessions.store().change(id, Change::View(path.into()));
-    match sessions.first_alive(sessions.cookie().received(headers), count).await? {
+    match first_alive(sessions.cookie().received(headers), count).await? {
         (Some(cookie), Some(applied)) => Ok((applied.count, sessions.open(cookie, Some(applied.value)))),
         (received, _) => Ok((1, sessions.begin(headers, received, Some(path.into())))),
     }
