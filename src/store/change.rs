@@ -3,6 +3,7 @@
 use std::fmt;
 
 use fred::bytes::Bytes;
+use tower_sessions::session::Id;
 
 use super::{
     contents::{Contents, Data},
@@ -21,6 +22,8 @@ pub enum Change {
     Data(DataChange),
     /// Ends the session.
     End,
+    /// Ends the session of this id, if it still holds this value.
+    EndIf(Id, Bytes),
 }
 
 impl fmt::Debug for Change {
@@ -29,6 +32,7 @@ impl fmt::Debug for Change {
             Self::View(_) => "View",
             Self::Data(_) => "Data",
             Self::End => "End",
+            Self::EndIf(..) => "EndIf",
         })
     }
 }
@@ -37,8 +41,8 @@ impl Change {
     /// Applies the change. Returns a view's count, else 0.
     ///
     /// # Errors
-    /// [`Error::Ended`] if the session was ended; [`Error::TooLarge`]; those of [`Change::Data`]. Then nothing is
-    /// changed.
+    /// [`Error::Ended`] if the session was ended; [`Error::TooLarge`]; [`Error::Contended`] if it holds another value
+    /// than [`Change::EndIf`] says; those of [`Change::Data`]. Then nothing is changed.
     pub fn apply<'a>(&'a mut self, contents: &mut Contents<'a>) -> Result<u64, Error> {
         if contents.is_ended {
             return Err(Error::Ended);
@@ -47,6 +51,13 @@ impl Change {
             Self::View(path) => contents.count(path),
             Self::Data(change) => contents.change(change).map(|()| 0),
             Self::End => {
+                contents.end();
+                Ok(0)
+            }
+            Self::EndIf(id, value) => {
+                if *contents != Contents::decode(id, value)? {
+                    return Err(Error::Contended);
+                }
                 contents.end();
                 Ok(0)
             }

@@ -20,17 +20,16 @@
 //! 1. *It is stored.* The change is applied, and its result is known: this instance made the new value.
 //! 2. *Another value is there, and each sending was answered.* It is not stored, and never will be: what it expects is
 //!    gone. The change is applied to what is there.
-//! 3. *Another value is there, and a sending was not answered.* That value tells: it names this write, so it was stored;
-//!    or it names an older one of this instance, or its version is too low for the name to be gone already, so it was
-//!    not, as in 2. Else nobody can tell: [`Error::Unanswered`]. See [`Contents::fate`].
+//! 3. *Another value is there, and a sending was not answered.* That value tells. If it names this write, it was stored.
+//!    If it names an older write of this instance instead, or too few writes came since to push the name out, it was not,
+//!    as in 2. Else nobody can tell: [`Error::Unanswered`]. See [`Contents::fate`].
 //! 4. *Nothing is there.* The session is over, and with it whatever was stored.
 //!
 //! If a call may have been sent and has no answer in time, nobody can tell.
 //!
 //! # Group commit
-//! One write of a session is in flight at a time, but for a change of its id. Changes that arrive meanwhile join its
-//! next write, and the writes of many sessions share a call; see `pacing.rs`. A change never joins a write that was
-//! sent.
+//! One write of a session is in flight at a time. Changes that arrive meanwhile join its next write, and the writes of
+//! many sessions share a call; see `pacing.rs`. A change never joins a write that was sent.
 //!
 //! # Threads
 //! Each thread has a committer with its own link and its own calls; [`Instance`] is what they share. The thread that
@@ -85,9 +84,9 @@ const MAX_CHANGES: usize = 2 * MAX_BATCH;
 /// write the session again for at least this long. Changes that arrive meanwhile share the next write.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
-/// If another instance is among a session's last writers, an instance leaves the session alone for [`BREAK`] after one
-/// in so many of its own writes. Otherwise an instance whose writes follow each other faster than another's round trip
-/// would always be first, and nothing of the other one would ever be stored.
+/// If another instance is among a session's last writers, whoever makes one in so many of the session's writes leaves it
+/// alone for [`BREAK`] then. Otherwise the instance nearest to Redis could always be first, and nothing of another's
+/// would ever be stored.
 const BREAK_EVERY: u64 = 25;
 
 /// Long enough for one and a half round trips of the others.
@@ -250,7 +249,7 @@ enum Written {
     Failed(Error),
 }
 
-/// Reads the answer to a call; see the head of this file. The write replaces a value of this version.
+/// Reads the reply to a call; see the head of this file. `replaced` is the version that the write was to replace.
 fn written(swap: &Swap, write: WriteId, replaced: u64, reply: Result<Swapped, Error>, is_in_doubt: bool) -> Written {
     match reply {
         Ok(Swapped::Stored) => Written::Stored(swap.new.clone()),
@@ -315,17 +314,20 @@ impl<R: SendCommand> Committer<R> {
     /// # Errors
     /// See [`super::Store::read`].
     pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
-        let ttl = self.0.ttl;
+        let Shared { ttl, instance, .. } = &*self.0;
         let Some(value) = self.0.value(id).await? else { return Ok(None) };
-        let lives = ttl.lives(id, &value, unix_time())?;
-        Ok(lives.then_some(value))
+        if !ttl.lives(id, &value, unix_time())? {
+            return Ok(None);
+        }
+        instance.sessions.lock().remembered.put(*id, value.clone());
+        Ok(Some(value))
     }
 
     /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new id
     /// and value; nothing if there is no such session.
     ///
-    /// First the new session stands, then the old one ends. Nobody knows the new id until this returns. So what changes
-    /// the old session in between is carried over, by making the new one again.
+    /// First the new session stands, then the old one ends, unless it has changed in between: then the new one is made
+    /// again. Nobody knows the new id until this returns.
     ///
     /// # Errors
     /// See [`super::Store::change_id`].
@@ -334,43 +336,24 @@ impl<R: SendCommand> Committer<R> {
         old: &Id,
         mut change: impl FnMut(&mut Contents) -> Result<(), Error>,
     ) -> Result<Option<(Id, Bytes)>, Error> {
-        let shared = &*self.0;
-        let Shared { redis, compare_and_set, ttl, .. } = shared;
+        let Shared { redis, compare_and_set, .. } = &*self.0;
         let since = Instant::now();
-        let Some(mut expected) = self.read(old).await? else { return Ok(None) };
-        loop {
-            let value = expected.clone();
-            let contents = Contents::decode(old, &value)?;
-            let mut going_on = contents.clone();
+        while let Some(value) = self.read(old).await? {
+            let mut going_on = Contents::decode(old, &value)?;
             change(&mut going_on)?;
             let new = self.create(&going_on).await.map_err(without_effect)?;
-            // This write does not wait for this instance's other writes. A value names only the last write of each
-            // instance, so under this one's name, one could hide the other. So it has a random name of its own.
-            let write = WriteId { instance: rand::random(), number: 1 };
-            let mut end = contents.clone();
-            end.end();
-            end.record_write(write);
-            let replaced = contents.version();
-            let encoded = ttl.encode(old, &mut end, unix_time())?;
-            let (ended, ttl) = encoded.ok_or(Error::Ended)?;
-            let swap = Swap { id: *old, expected: expected.clone(), new: ended, ttl };
-            let swaps = std::slice::from_ref(&swap);
-            let answer = until_answered(|send_by| compare_and_set.swap(redis, send_by, swaps)).await;
-            let reply = answer.reply.and_then(|mut replies| replies.pop().unwrap_or(Err(Error::Garbled)));
-            let written = written(&swap, write, replaced, reply, answer.is_in_doubt);
-            if let Written::Stored(_) = written {
+            let ended = self.change(*old, Change::EndIf(*old, value.clone())).await;
+            if let Ok(Some(_)) = ended {
                 return Ok(Some(new));
             }
-            // Nobody knows the new session's id. If deleting it fails, it expires.
+            // If this fails, the new session expires.
             let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &new.0).await;
-            match written {
-                Written::NotStored(held) if contents::is_ended(&held) => return Err(Error::Ended),
-                Written::NotStored(held) if since.elapsed() < RETRY_WINDOW => expected = held,
-                Written::Gone => return Ok(None),
-                Written::Failed(error) => return Err(error),
-                _ => return Err(Error::Overloaded),
+            match ended {
+                Err(Error::Contended) if since.elapsed() < RETRY_WINDOW => {}
+                ended => return ended.map(|_| None),
             }
         }
+        Ok(None)
     }
 
     /// Whether nothing waits or is in flight, and every permit has come back.
@@ -441,7 +424,7 @@ impl<R: SendCommand> Shared<R> {
         };
         let session = sessions.busy.remove(&id);
         drop(sessions);
-        answer_all(session.unwrap_or_default().waiting, &outcome);
+        session.unwrap_or_default().waiting.into_iter().for_each(|waiting| waiting.answer(outcome.clone()));
     }
 
     /// Makes calls until no session is ready or other calls are enough.
@@ -485,7 +468,7 @@ impl<R: SendCommand> Shared<R> {
                     drafts.push(draft);
                 }
                 // Nothing is written.
-                Err(written) => ended.push((id, written, Draft::default())),
+                Err((written, changes)) => ended.push((id, written, Draft { changes, ..Draft::default() })),
             }
         }
         let (mut last, mut is_outage) = (None, false);
@@ -505,7 +488,13 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Applies changes to what a session holds. Answers those that fail. If none is left, what the session holds stays.
-    fn draft(&self, id: Id, value: Value, mut changes: Vec<Waiting>, now: i64) -> Result<(Swap, Draft), Written> {
+    fn draft(
+        &self,
+        id: Id,
+        value: Value,
+        mut changes: Vec<Waiting>,
+        now: i64,
+    ) -> Result<(Swap, Draft), (Written, Vec<Waiting>)> {
         changes.retain(Waiting::is_awaited);
         let Value { bytes: expected, source } = value;
         let write = self.instance.next_write();
@@ -515,27 +504,21 @@ impl<R: SendCommand> Shared<R> {
                 *count = change.apply(&mut contents);
             }
             contents.record_write(write);
-            let takes_break = contents.is_shared() && write.number.is_multiple_of(BREAK_EVERY);
+            let takes_break = contents.is_shared() && contents.version().is_multiple_of(BREAK_EVERY);
             Ok((replaced, takes_break, self.ttl.encode(&id, &mut contents, now)?))
         });
         let (replaced, takes_break, new, ttl) = match applied {
             Ok((replaced, takes_break, Some((new, ttl)))) => (replaced, takes_break, new, ttl),
             // It has reached its maximum age.
-            Ok((.., None)) => {
-                answer_all(changes, &Ok(None));
-                return Err(Written::Gone);
-            }
-            Err(error) => {
-                answer_all(changes, &Err(error.clone()));
-                return Err(Written::Failed(error));
-            }
+            Ok((.., None)) => return Err((Written::Gone, changes)),
+            Err(error) => return Err((Written::Failed(error), changes)),
         };
         for waiting in changes.extract_if(.., |waiting| waiting.count.is_err()) {
             let outcome = waiting.count.clone().map(|_| None);
             waiting.answer(outcome);
         }
         if changes.is_empty() {
-            return Err(Written::NotStored(expected));
+            return Err((Written::NotStored(expected), changes));
         }
         Ok((Swap { id, expected, new, ttl }, Draft { write, replaced, source, takes_break, changes }))
     }
@@ -575,7 +558,7 @@ impl<R: SendCommand> Shared<R> {
                 }
                 Written::NotStored(value) => {
                     let late = changes.extract_if(.., |waiting| waiting.since.elapsed() >= RETRY_WINDOW);
-                    answers.extend(late.map(|waiting| (waiting, Err(Error::Overloaded))));
+                    answers.extend(late.map(|waiting| (waiting, Err(Error::Contended))));
                     changes.extend(waiting);
                     (Some((value, Source::Contended)), changes)
                 }
@@ -585,7 +568,7 @@ impl<R: SendCommand> Shared<R> {
                 }
                 Written::Failed(error) => {
                     answers.extend(changes.into_iter().map(|waiting| (waiting, Err(error.clone()))));
-                    // They may have waited through this call already, and would wait as long for the next.
+                    // They may have waited as long as this call took, and would again.
                     if is_outage {
                         refuse(mem::take(&mut waiting), &mut answers);
                     }
@@ -629,7 +612,7 @@ impl<R: SendCommand> Shared<R> {
         match value {
             Some((bytes, _)) if waiting.is_empty() => {
                 busy.remove(&id);
-                // An ended session is unknown again after a while.
+                // An ended session is gone after [`super::ttl::ENDED_TTL`].
                 if !contents::is_ended(&bytes) {
                     remembered.put(id, bytes);
                 }
@@ -649,7 +632,7 @@ impl<R: SendCommand> Shared<R> {
     }
 }
 
-/// The error of a command that changes nothing that anybody knows of, whether it was executed or not.
+/// The error of a command whose effect nobody can see: it is as if it was not executed.
 fn without_effect(error: Error) -> Error {
     match error {
         Error::Unanswered => Error::Unreached,
@@ -661,10 +644,6 @@ fn without_effect(error: Error) -> Error {
 /// Refuses these changes, because Redis is unreachable.
 fn refuse(waiting: Vec<Waiting>, answers: &mut Vec<(Waiting, Outcome)>) {
     answers.extend(waiting.into_iter().map(|waiting| (waiting, Err(Error::Unreached))));
-}
-
-fn answer_all(waiting: Vec<Waiting>, outcome: &Outcome) {
-    waiting.into_iter().for_each(|waiting| waiting.answer(outcome.clone()));
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //!
 //! A record without the entry, which another program wrote, has no counts yet.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, mem};
 
 use fred::bytes::Bytes;
 use rmp::{
@@ -39,8 +39,8 @@ const ID_BEGIN: [u8; 3] = [0x93, 0xc4, 16];
 /// Where the data begins in a value.
 const DATA_BEGIN: usize = ID_BEGIN.len() + 16;
 
-/// How many instances' last writes a value names. More would cost up to 14 bytes each; fewer would leave more views
-/// of which nobody can tell whether they were counted.
+/// How many instances' last writes a value names. More would cost 10 to 18 bytes each; fewer would leave more views of
+/// which nobody can tell whether they were counted.
 pub const WRITERS: usize = 4;
 
 /// The most bytes of a session. A change that would make a larger one is refused.
@@ -60,7 +60,7 @@ pub type Data = HashMap<String, Value>;
 /// The name of a write: of the instance that made it, and its number. Numbers of an instance grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteId {
-    /// Random, for each process and for each change of an id.
+    /// Random, for each process.
     pub instance: u64,
     /// Higher than that of any earlier write of this instance.
     pub number: u64,
@@ -93,11 +93,11 @@ pub struct Contents<'a> {
     size: usize,
 }
 
-/// The pages' own data, encoded: pairs of a key and a value. The service's own entry may have been between the two parts.
+/// The pages' own data, encoded: pairs of a key and a value.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Own<'a> {
-    pairs: u32,
-    parts: [Cow<'a, [u8]>; 2],
+    number: u32,
+    pairs: Cow<'a, [u8]>,
 }
 
 /// Whether this is the value of a session that was ended.
@@ -159,11 +159,10 @@ impl<'a> Contents<'a> {
     /// # Errors
     /// [`Error::Unreadable`].
     pub fn data(&self) -> Result<Data, Error> {
-        let Own { pairs, parts } = &self.own;
-        let mut map = Vec::with_capacity(5 + parts[0].len() + parts[1].len());
-        encode::write_map_len(&mut map, *pairs).map_err(|_| Error::Unreadable)?;
-        map.extend_from_slice(&parts[0]);
-        map.extend_from_slice(&parts[1]);
+        let Own { number, pairs } = &self.own;
+        let mut map = Vec::with_capacity(5 + pairs.len());
+        encode::write_map_len(&mut map, *number).map_err(|_| Error::Unreadable)?;
+        map.extend_from_slice(pairs);
         rmp_serde::from_slice(&map).map_err(|_| Error::Unreadable)
     }
 
@@ -183,10 +182,9 @@ impl<'a> Contents<'a> {
             encode::write_str(&mut pairs, key).map_err(|_| Error::Unreadable)?;
             rmp_serde::encode::write(&mut pairs, value).map_err(|_| Error::Unreadable)?;
         }
-        let before = self.own.parts.iter().map(|part| part.len()).sum();
-        self.grow(before, pairs.len())?;
+        self.grow(self.own.pairs.len(), pairs.len())?;
         let number = data.len().try_into().map_err(|_| Error::TooLarge(MAX_SESSION_BYTES))?;
-        self.own = Own { pairs: number, parts: [pairs.into(), Cow::default()] };
+        self.own = Own { number, pairs: pairs.into() };
         Ok(())
     }
 
@@ -206,9 +204,9 @@ impl<'a> Contents<'a> {
     /// Whether `write`, which was to replace a value of the version `replaced`, led to this value. It may have been sent,
     /// and its reply lost.
     ///
-    /// Had it been stored, the value with it would have the version `replaced` + 1, and name it first. Each later write
-    /// moves the name back by one place at most. So the name is gone only after [`WRITERS`] or more later writes, and
-    /// then the value names as many others.
+    /// Had it been stored, its value would have the version `replaced` + 1 and name it first. Each later write moves the
+    /// name back by one place at most. So the name is gone only after [`WRITERS`] or more later writes, by as many other
+    /// instances, which the value names then.
     pub fn fate(&self, write: WriteId, replaced: u64) -> Fate {
         match self.writes.iter().find(|last| last.instance == write.instance) {
             Some(last) if last.number >= write.number => Fate::Stored,
@@ -242,7 +240,7 @@ impl<'a> Contents<'a> {
     fn write(&self, id: &Id, expiry: OffsetDateTime, value: &mut Vec<u8>) -> Option<()> {
         value.extend_from_slice(&ID_BEGIN);
         value.extend_from_slice(&id.0.to_be_bytes());
-        encode::write_map_len(value, self.own.pairs + 1).ok()?;
+        encode::write_map_len(value, self.own.number + 1).ok()?;
         encode::write_str(value, KEY).ok()?;
         let parts = if self.is_ended { 2 } else { 3 + u8::from(self.begun.is_some()) };
         value.push(Marker::FixArray(parts).into());
@@ -262,7 +260,7 @@ impl<'a> Contents<'a> {
                 encode::write_sint(value, begun).ok()?;
             }
         }
-        self.own.parts.iter().for_each(|part| value.extend_from_slice(part));
+        value.extend_from_slice(&self.own.pairs);
         write_time(expiry, value)
     }
 }
@@ -300,25 +298,26 @@ fn read<'a>(id: &Id, value: &'a [u8]) -> Option<Contents<'a>> {
     if rest.split_off(..16)? != id.0.to_be_bytes() {
         return None;
     }
-    let pairs = decode::read_map_len(&mut rest).ok()?;
-    let (begin, mut entry) = (rest, None);
-    for _ in 0..pairs {
+    let mut number = decode::read_map_len(&mut rest).ok()?;
+    let until = |begin: &'a [u8], end: &[u8]| &begin[..begin.len() - end.len()];
+    let (mut begin, mut before_entry, mut has_entry) = (rest, &[][..], false);
+    for _ in 0..number {
         let before = rest;
         if read_str(&mut rest)? == KEY {
-            if entry.is_some() {
+            if mem::replace(&mut has_entry, true) {
                 return None;
             }
             read_entry(&mut rest, &mut contents)?;
-            entry = Some((before, rest));
+            (before_entry, begin) = (until(begin, before), rest);
         } else {
             skip(&mut rest)?;
         }
     }
-    let until = |begin: &'a [u8], end: &[u8]| Cow::Borrowed(&begin[..begin.len() - end.len()]);
-    contents.own = match entry {
-        Some((before, after)) => Own { pairs: pairs - 1, parts: [until(begin, before), until(after, rest)] },
-        None => Own { pairs, parts: [until(begin, rest), Cow::default()] },
-    };
+    number -= u32::from(has_entry);
+    // This service writes its entry first; tower-sessions may write it anywhere.
+    let after_entry = until(begin, rest);
+    let pairs = if before_entry.is_empty() { after_entry.into() } else { [before_entry, after_entry].concat().into() };
+    contents.own = Own { number, pairs };
     skip(&mut rest)?;
     rest.is_empty().then_some(contents)
 }

@@ -17,11 +17,13 @@ pub enum Error {
     /// Redis replied with this error and has changed nothing.
     #[error("Redis refuses: {0}")]
     Refused(String),
-    /// As many changes as allowed are waiting for Redis, or other instances changed the session for too long. Nothing is
-    /// changed.
-    #[error("too many changes wait for Redis, or other instances changed the session for too long")]
+    /// As many changes as allowed are waiting for Redis. Nothing is changed.
+    #[error("too many changes wait for Redis")]
     Overloaded,
-    /// Redis holds what neither this service nor tower-sessions wrote. Nothing is changed.
+    /// Others changed the session, time and again. Nothing is changed.
+    #[error("other requests changed the session for too long")]
+    Contended,
+    /// Redis holds or sends what is no session of this service or of tower-sessions. Nothing is changed.
     #[error("a session's value cannot be read: neither this service nor tower-sessions wrote it")]
     Unreadable,
     /// The session was ended just now, or goes on under another id. Nothing is changed.
@@ -71,6 +73,7 @@ impl Error {
             Self::Unreached | Self::Unanswered => OUTAGE,
             Self::Refused(reason) => code(reason),
             Self::Overloaded => "overloaded",
+            Self::Contended => "contended",
             Self::Garbled => "garbled",
             Self::Unreadable => "unreadable",
             // A visitor has logged in or out.

@@ -1,4 +1,5 @@
-//! What an instance remembers of sessions: the values that it wrote last. It saves reading them before the next write.
+//! What an instance remembers of sessions: the values that it wrote or read last. It saves reading them before the next
+//! write.
 
 use std::mem;
 

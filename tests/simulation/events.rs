@@ -71,7 +71,7 @@ pub enum Event {
         instance: usize,
     },
     Wait(u32),
-    /// The fate of a sending: of the first one that has none yet.
+    /// The fate of the next sending that has none yet.
     Next(Fate),
     /// Somebody else deletes the visitor's session.
     Delete {

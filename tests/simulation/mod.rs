@@ -5,9 +5,9 @@
 //! are sent, with Lua 5.1 over it. fred, TLS, Cluster and Sentinel are not simulated, nor Redis's persistence; only the
 //! tests on real servers show those.
 //!
-//! `SEED=7 tests/run simulation` plays one history. `SIMULATE=120 tests/run simulation` plays new ones for 120 s, and
-//! `SIMULATE_HISTORIES=1000000` this many. A history that breaks a promise is shown without the events that it does not
-//! need.
+//! `SEED=7 tests/run simulation::what` plays one history. With `SIMULATE=120` in place of the seed, it plays new ones for
+//! 120 s, and with `SIMULATE_HISTORIES=1000000` this many. A history that breaks a promise is shown without the events
+//! that it does not need.
 //!
 //! # Files
 //! - `events.rs`: what can happen, and how a seed makes a history of it.
@@ -32,8 +32,8 @@
 //! 5. Add a fault to one of these two lists that only this event finds, and see it found.
 //!
 //! # What is not played
-//! A command that was refused, or a new session's first value, never arrives a second time: TCP delivers nothing
-//! twice, and unlike a swap, neither of these is harmless when it comes twice.
+//! A refused command, a new session's first value, and a swap of a session that somebody else has broken never arrive
+//! twice: that could do harm, and TCP delivers nothing twice. Any other swap that comes twice is harmless.
 
 mod events;
 mod lua;
@@ -85,7 +85,7 @@ fn assert_holds(seed: Option<u64>) {
     let violation = play(&history).violation;
     let events: Vec<_> = history.events.iter().map(|event| format!("    {event:?}\n")).collect();
     history.events.clear();
-    panic!("SEED={seed} tests/run simulation: {violation:?}, after {history:?}\n{}", events.concat());
+    panic!("SEED={seed} tests/run simulation::what: {violation:?}, after {history:?}\n{}", events.concat());
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_seed_repeats_its_history() {
     (0..200).for_each(|seed| assert_eq!(outcome(seed), outcome(seed)));
 }
 
-/// Random commands on a few keys, of each type, with each option that is sent.
+/// A random command on one of two keys: each kind and option that is sent, and some others.
 fn command() -> impl Strategy<Value = String> {
     let commands = "GET k, GETEX k, GETEX k PX 100000, SET k v PX 100000 NX, SET k v XX GET PX 200000, \
         SET k w XX PX 100000, SET k v KEEPTTL, SET k v PX 100000 IFEQ v GET, SET k w PX 100000 IFEQ v GET, \
@@ -167,7 +167,7 @@ fn quiet(ifeq: Ifeq, distances: Vec<u32>, visitors: usize) -> History {
     History { server, distances, visitors, events: Vec::new() }
 }
 
-/// The commands that these views cost at once, after a first view of each visitor.
+/// The commands that a thousand such views at one moment cost, after a first view of each visitor.
 fn cost(mut history: History, views: impl Fn(usize) -> Event) -> u64 {
     let first = (0..history.visitors).map(|visitor| view(visitor, 0));
     history.events = first.chain([Event::Wait(100)]).collect();
@@ -185,7 +185,7 @@ fn view(visitor: usize, instance: usize) -> Event {
 #[test]
 fn commands_stay_few() {
     for ifeq in [Ifeq::Held, Ifeq::Null, Ifeq::Unknown] {
-        // Each event's tasks run before the next event, so the first view of each instance leaves alone.
+        // Each event's tasks run before the next event, so the first view of each instance is sent by itself.
         let of_one = cost(quiet(ifeq, vec![2], 1), |_| view(0, 0));
         let of_one_over_two = cost(quiet(ifeq, vec![2, 2], 1), |n| view(0, n % 2));
         let of_thousand = cost(quiet(ifeq, vec![2], 1000), |n| view(n, 0));
@@ -206,7 +206,7 @@ fn contend(ifeq: Ifeq, distances: &[u32]) -> Vec<(u64, u64, Duration)> {
         world::world(|world| world.happens(view(0, 0)));
         sleep(Duration::from_millis(100)).await;
         let (id, instances) = world::world(|world| (world.visitors[0].id.unwrap(), world.instances.clone()));
-        // Each has written the session before: an instance cannot know of one that has not.
+        // Each instance writes the session once: the others cannot know of one that never has.
         for instance in &instances {
             instance.committer().change(id, Change::View("/".into())).await.unwrap();
         }
@@ -233,8 +233,8 @@ fn contend(ifeq: Ifeq, distances: &[u32]) -> Vec<(u64, u64, Duration)> {
     Rc::into_inner(tallies).unwrap().into_inner()
 }
 
-/// Several instances write one session without a pause, one of them nearer to Redis than the other. (With three different
-/// distances or more, the farthest is still refused some views.)
+/// Several instances write one session again and again, at one distance from Redis or at two different ones. (With three
+/// or more, the farthest is still refused some views.)
 #[test]
 fn nobody_starves() {
     for ifeq in [Ifeq::Held, Ifeq::Unknown] {

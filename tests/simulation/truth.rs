@@ -52,11 +52,11 @@ impl Seen {
         })
     }
 
-    /// Whether a write that was to replace this version may be part of this value, or may be not.
+    /// Whether this value leaves it open if a write that was to replace this version is part of it.
     fn cannot_tell(&self, write: Name, replaced: u64) -> bool {
         match self.writes.iter().find(|last| last.0 == write.0) {
             Some(last) => last.1 > write.1,
-            // As long as a value names fewer writes, none is missing.
+            // A value that names fewer instances than `WRITERS` names all that have written.
             None => self.writes.len() == WRITERS && self.version > replaced + WRITERS as u64,
         }
     }
@@ -104,9 +104,11 @@ pub struct Truth {
     begun: HashSet<Id>,
     /// The sessions that somebody else has broken.
     pub broken: HashSet<Id>,
-    /// The sessions that were to end, and when last; that have ended, and of which nobody knows.
+    /// The sessions that were to end, and when last.
     pub ends_begun: HashMap<Id, Instant>,
+    /// Those that have ended.
     ended: HashSet<Id>,
+    /// Those of which nobody knows whether they have ended.
     perhaps_ended: HashSet<Id>,
     /// Redis has lost writes. Then numbers may be given again, and sessions may be over, or live again.
     has_lost_writes: bool,
@@ -173,7 +175,7 @@ impl Truth {
         &mut self.visits[self.visit_of[&id]]
     }
 
-    /// Whether nobody can tell what became of a write of this instance since then.
+    /// Whether a write of this session that this instance has sent since then may or may not be stored.
     fn cannot_tell(&self, instance: usize, id: Id, since: Instant) -> bool {
         let ours = |sending: &&Sending| sending.instance == instance && sending.id == id;
         let sendings: Vec<_> = self.sendings.iter().filter(ours).collect();
@@ -195,7 +197,8 @@ impl Truth {
         })
     }
 
-    /// Whether a command of this instance had no reply since then.
+    /// Whether, since then, this instance got no reply to a command, or nobody can tell if its write of this session is
+    /// stored.
     fn had_no_reply(&self, instance: usize, id: Id, since: Instant) -> bool {
         self.unanswered.iter().any(|(other, when)| *other == instance && *when >= since)
             || self.cannot_tell(instance, id, since)
@@ -254,7 +257,7 @@ impl World {
         self.truth.sessions.insert(id, Session { value: new, seen });
     }
 
-    /// A value has replaced another one. If it is an end, it has the counts and items of that one then.
+    /// A value has replaced another. If it ends the session, `seen` gets the other's counts and items.
     fn judge_write(&mut self, id: Id, seen: &mut Seen) {
         let old = &self.truth.sessions[&id].seen;
         let is_lost = self.truth.has_lost_writes;
@@ -285,7 +288,8 @@ impl World {
         }
     }
 
-    /// Judges what became of a change. Returns it if it was applied; nothing if nobody can tell; else that it was not.
+    /// Judges what became of a change. Returns it if it was applied, `Some(None)` if it was not, and `None` if nobody can
+    /// tell.
     fn judge_outcome(
         &mut self,
         id: Id,
@@ -332,8 +336,8 @@ impl World {
     fn judge_error(&mut self, id: Id, before: &Before, error: &Error, kind: &str) {
         let may_be = match error {
             Error::Ended => self.truth.ends_begun.get(&id).is_some_and(|begun| {
-                // A view that joins an end is answered before it is known whether the session is still there; one that
-                // waits for an end, when this is answered, however long that takes.
+                // A view that joins an end is answered before it is known whether the session is there. One that waits
+                // for an end is answered after it, however late.
                 before.is_there || self.truth.has_lost_writes || begun.elapsed() < TTL
             }),
             Error::Unreadable => self.truth.broken.contains(&id),
@@ -341,7 +345,7 @@ impl World {
                 ["OOM ", "READONLY ", "TRYAGAIN ", "WRONGTYPE "].iter().any(|code| reason.starts_with(code))
             }
             Error::Mismatched => kind == "a failing item",
-            Error::Unreached | Error::Overloaded => true,
+            Error::Unreached | Error::Overloaded | Error::Contended => true,
             Error::Unanswered | Error::Garbled | Error::TooLarge(_) | Error::TooDeep(_) | Error::Reserved(_) => false,
         };
         must!(self, may_be, "{kind} is answered {error:?}");
@@ -361,7 +365,8 @@ impl World {
 
     pub fn judge_view(&mut self, id: Id, path: &str, before: &Before, instance: usize, outcome: Option<Outcome>) {
         let judged = self.judge_outcome(id, before, instance, outcome, "a view");
-        // Nothing is there: perhaps it was counted before the session was over.
+        // Without a count in the answer, or without an answer, it may have been counted, for example before the session
+        // was over. (After most errors it cannot have been, but that is not checked here.)
         let Some(Some(Applied { count, value })) = judged else {
             return self.truth.visit(id).open.entry(path.to_owned()).or_default().1 += 1;
         };
@@ -447,7 +452,7 @@ impl World {
             Some(Err(error)) => self.judge_error(id, before, &error, "a change of id"),
             Some(Ok(None)) => {
                 self.judge_absence(id, "a change of id");
-                // Perhaps it was, before it was gone.
+                // Perhaps the id was changed before the session was gone.
                 self.truth.perhaps_ended.insert(id);
             }
             Some(Ok(Some((new, value)))) => {

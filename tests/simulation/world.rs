@@ -56,8 +56,9 @@ pub struct World {
     /// What happens to the next sendings; what happens to the script that runs.
     fates: VecDeque<Fate>,
     failing: Option<(usize, &'static str)>,
-    /// How many commands Redis has executed, and how many of them until this moment.
+    /// How many commands Redis has executed.
     pub executed: u64,
+    /// A moment, and how many were executed before it.
     until: (u64, u64),
     /// The writes that are in flight: of which instance, and of which session.
     in_flight: HashSet<(usize, Id)>,
@@ -79,7 +80,7 @@ thread_local! {
     pub static WORLD: RefCell<World> = Default::default();
 }
 
-/// Acts in the world as it is now. The script must not be run in here: it does so itself.
+/// Acts in the world as it is now. The script must not be run in here: it borrows the world itself.
 pub fn world<T>(act: impl FnOnce(&mut World) -> T) -> T {
     WORLD.with_borrow_mut(|world| {
         world.model.pass_until(world.began.get_or_insert_with(Instant::now).elapsed().as_millis() as u64);
@@ -207,7 +208,7 @@ impl World {
         self.items
     }
 
-    /// Makes a session something else, perhaps another one, and later what it was.
+    /// Replaces a session's value for a while, perhaps by another session's.
     fn break_session(&mut self, id: Id, another: Option<Id>, time: u32, is_list: bool) {
         let key = id.to_string().into_bytes();
         let another = another.and_then(|other| self.truth.sessions.get(&other));
@@ -355,7 +356,7 @@ impl World {
     }
 }
 
-/// An instance of two threads, as the committers see it: tasks take turns, but only where they wait.
+/// An instance, with two committers in place of two threads. Tasks take turns, and only where they wait.
 #[derive(Clone)]
 pub struct Instance {
     pub way: Way,
@@ -535,9 +536,8 @@ impl Command {
         swaps
     }
 
-    /// Whether it can have no effect when it arrives again after it was executed. A new session's first value could begin
-    /// it again, after its end; and what expects a value that somebody else took away and brought back is not void
-    /// either.
+    /// Whether a second arrival, after its execution, changes nothing. A new session's first value could begin the
+    /// session again after its end; a swap could meet a value that somebody took away and brought back.
     fn is_void_again(&self, world: &World) -> bool {
         let is_broken = |(id, _, _)| world.truth.broken.contains(&id);
         !self.words.iter().any(|word| word == b"NX") && !self.swaps().into_iter().any(is_broken)
