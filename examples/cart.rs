@@ -18,10 +18,10 @@ use cloud_run_sessions::{
     web::{
         app::{self, counted, with_session},
         atomic_session::AtomicSession,
+        counting::ViewCount,
         error::Error,
         format::Format,
         session::Sessions,
-        views::ViewCount,
     },
 };
 use serde::Deserialize;

@@ -11,10 +11,10 @@
 //! A request's way:
 //! - [`web::app`]: every route, and what surrounds each request.
 //! - `web/cookie.rs` reads and makes the cookie.
-//! - [`web::views`], the middleware that counts the view, or [`web::session`], which only gives the session.
-//! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. [`web::page_state`] has the types by
-//!   which a handler that asks for an `AtomicSession` or a `ViewCount` compiles only where it gets one. Whether there is
-//!   a plain `Session` shows only at run time.
+//! - [`web::counting`], the middleware that counts the view, or [`web::session`], which only gives the session.
+//! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. With the types in
+//!   [`web::page_state`], a handler that takes an `AtomicSession` or a `ViewCount` compiles only on a route that provides
+//!   it. A missing plain `Session` fails at run time.
 //! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that
 //!   no other request can undo.
 //! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.
@@ -28,11 +28,11 @@
 //! - `store/redis_link.rs` sends commands, and reconnects. `redis_client.rs` makes and checks one connection,
 //!   `addresses.rs` finds the address that answers, `rejection.rs` knows what stops the program at its start.
 //!   `error.rs`: what can fail.
-//! - `store/redis.rs` and `store/memory.rs`: sessions in Redis, and in this process.
+//! - `store/memory.rs`: sessions in this process, without Redis.
 //!
 //! HTTP below the routes:
-//! - [`web::server`]: listener, limits and shutdown. `web/connections.rs`: which clients' connections may stay, by their
-//!   `activity.rs`. `drain.rs`: what clients send and no page reads.
+//! - [`web::server`]: listener, limits and shutdown. `web/connections.rs` decides which connections may stay, from what
+//!   `activity.rs` knows of each. `client_stream.rs` and `request_body.rs`: what clients send and no page reads.
 //! - `web/host.rs`, `forwarded.rs` and `cross_site.rs`: what a request says of its host, its proxies and the site that it
 //!   comes from.
 //!
@@ -41,12 +41,12 @@
 //! `profile/` applies profile-guided optimization to the image's program.
 //!
 //! # Rules
-//! - Only [`store::contents`] knows how a value is built, and the script how it begins. Pages cannot reach the
+//! - Only [`store::contents`] knows a value's format; the script knows how a value begins. Pages cannot reach the
 //!   service's own entry in it.
 //! - All that changes a session goes through [`store::Store`], as a function from what it holds to what it is to hold.
 //! - Only `store/error.rs`, `store/rejection.rs` and the script read the texts of Redis's and fred's errors.
 //! - Nothing in `store/` knows HTTP.
-//! - A request stays on its connection's thread. What threads share is behind a lock that is held for moments.
+//! - A request stays on its connection's thread. What threads share is atomic, or behind a lock that is held for moments.
 //!
 //! # Words
 //! - *Visitor*: somebody with a browser. *Client*: what they connect with.
@@ -57,11 +57,10 @@
 //! - *Change*: a function from what a session holds to what it holds next. *Write*: changes of one session that are
 //!   stored together.
 //! - *Request* and *response* are HTTP's, *command* and *reply* Redis's.
-//! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it. *Answer*: a
-//!   call's reply, of whichever attempt.
+//! - *Call*: the writes of one or more sessions that are sent together. *Attempt*: one sending of it.
 //! - *Ended session*: one that a page has ended, or that goes on under another id; a *tombstone* is left for a while.
 //! - *Connection*: in `web/`, a client's. *Link*: a thread's handle to Redis, which reconnects forever.
-//! - *Instance*: a process of the service, with a thread for each core.
+//! - *Instance*: a process of the service, with a thread for each core, at most 16.
 //! - *Renew*: give a session its full time to live.
 
 pub mod config;

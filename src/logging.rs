@@ -22,8 +22,8 @@ use tracing_subscriber::{
 
 use crate::{config::Config, output::Lines, trace};
 
-/// Logs to standard output from now on. A process that ends has to wait until the returned lines are
-/// written.
+/// Logs to standard output from now on. Before it ends, the process must call [`Lines::wait_until_written`] on what this
+/// returns.
 ///
 /// # Errors
 /// If the thread that writes them cannot start.

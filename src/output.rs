@@ -9,7 +9,7 @@ use std::{
     fmt::Display,
     io::{self, Write},
     mem, panic,
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -68,7 +68,7 @@ impl Lines {
                 }
                 let dropped = mem::take(&mut shared.state.lock().dropped);
                 if dropped > 0 {
-                    // It follows the lines that were not dropped, because those still wait.
+                    // The lines that wait by now are written before it.
                     warn!("{dropped} log lines were dropped, because standard output could not be written");
                 }
             }
@@ -132,19 +132,14 @@ impl<'a> MakeWriter<'a> for Lines {
 
 /// Writes a line to standard error, and does not wait for long if nobody reads it.
 pub fn print_error(problem: impl Display) {
-    let line = format!("{problem}\n");
-    let (done, written) = mpsc::channel();
-    let writer = thread::Builder::new().spawn(move || {
-        let _ = io::stderr().write_all(line.as_bytes());
-        let _ = done.send(());
-    });
-    if writer.is_ok() {
-        let _ = written.recv_timeout(LAST_LINES);
+    if let Ok(mut lines) = Lines::to(io::stderr()) {
+        let _ = writeln!(lines, "{problem}");
+        lines.wait_until_written();
     }
 }
 
-/// From now on, a panic waits until these lines are written, writes its own, and waits for neither for long. In a release
-/// build, it then ends the process.
+/// From now on, a panic waits, but not for long, until these lines and then its own are written. In a release build, it
+/// then ends the process.
 pub fn print_panics(lines: Lines) {
     panic::set_hook(Box::new(move |panic| {
         lines.wait_until_written();

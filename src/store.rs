@@ -8,7 +8,6 @@ pub mod contents;
 mod error;
 mod memory;
 mod pacing;
-mod redis;
 mod redis_client;
 mod redis_link;
 mod rejection;
@@ -16,20 +15,24 @@ mod remembered;
 mod retry;
 pub mod ttl;
 
-use std::sync::Arc;
+use std::{future::pending, sync::Arc};
 
-use fred::bytes::Bytes;
-use tokio::runtime::Handle;
+use fred::{bytes::Bytes, types::config::Config as RedisConfig};
+use futures_util::future::{join_all, select_all};
+use tokio::{runtime::Handle, time::timeout};
 use tower_sessions::session::Id;
 use tracing::info;
 
 use crate::config::Config;
 use change::{Change, Outcome};
+use committer::{Committer, Instance};
+use compare_and_set::CompareAndSet;
 use contents::Contents;
 pub use error::Error;
 use memory::MemoryStore;
-use redis::RedisStore;
+use redis_link::{OutageLog, RedisLink};
 pub use retry::DEADLINE;
+use retry::RETRY_WINDOW;
 use ttl::SessionTtl;
 
 /// The sessions, for one thread. A clone is another handle on the same store.
@@ -41,7 +44,12 @@ pub struct Store(Arc<Backend>);
 
 #[derive(Clone, Debug)]
 enum Backend {
-    Redis(RedisStore),
+    Redis {
+        committer: Committer<RedisLink>,
+        link: RedisLink,
+        /// Those of all threads.
+        links: Arc<[RedisLink]>,
+    },
     Memory(MemoryStore),
 }
 
@@ -51,7 +59,7 @@ impl Store {
     pub fn open(config: &Config, threads: &[Handle]) -> Vec<Self> {
         let ttl = SessionTtl::new(config.session_ttl, config.session_max_age);
         let backends: Vec<_> = match &config.redis_url {
-            Some(redis) => RedisStore::open(redis, ttl, threads).map(Backend::Redis).collect(),
+            Some(redis) => open_redis(redis, ttl, threads).collect(),
             None => {
                 info!(
                     "REDIS_URL is not set: sessions are kept in memory and are lost when the process exits; \
@@ -71,7 +79,7 @@ impl Store {
     /// knows the id.
     pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
         let created = match &*self.0 {
-            Backend::Redis(redis) => redis.committer.create(contents).await,
+            Backend::Redis { committer, .. } => committer.create(contents).await,
             Backend::Memory(memory) => memory.create(contents),
         };
         created.inspect_err(Error::report)
@@ -83,7 +91,7 @@ impl Store {
     /// If the store cannot be reached, does not answer or refuses; [`Error::Ended`].
     pub async fn read(&self, id: &Id) -> Result<Option<Bytes>, Error> {
         let read = match &*self.0 {
-            Backend::Redis(redis) => redis.committer.read(id).await,
+            Backend::Redis { committer, .. } => committer.read(id).await,
             Backend::Memory(memory) => memory.read(id),
         };
         read.inspect_err(Error::report)
@@ -98,7 +106,7 @@ impl Store {
     /// change is affected.
     pub async fn change(&self, id: Id, change: Change) -> Outcome {
         let outcome = match &*self.0 {
-            Backend::Redis(redis) => redis.committer.change(id, change).await,
+            Backend::Redis { committer, .. } => committer.change(id, change).await,
             Backend::Memory(memory) => memory.change(id, change),
         };
         outcome.inspect_err(Error::report)
@@ -116,21 +124,22 @@ impl Store {
         change: impl FnMut(&mut Contents) -> Result<(), Error>,
     ) -> Result<Option<(Id, Bytes)>, Error> {
         let changed = match &*self.0 {
-            Backend::Redis(redis) => redis.committer.change_id(old, change).await,
+            Backend::Redis { committer, .. } => committer.change_id(old, change).await,
             Backend::Memory(memory) => memory.change_id(old, change),
         };
         changed.inspect_err(Error::report)
     }
 
-    /// Checks that a view could be counted now, on any thread.
+    /// Checks that a view could be counted now, whichever thread it comes to. It sends a command, which providers bill,
+    /// on this thread's link only. Other links that have ended are made anew, and checked.
     ///
     /// # Errors
     /// If not: the store cannot be reached, does not answer or refuses.
     pub async fn ready(&self) -> Result<(), Error> {
-        match &*self.0 {
-            Backend::Redis(redis) => redis.ready().await,
-            Backend::Memory(_) => Ok(()),
-        }
+        let Backend::Redis { link, links, .. } = &*self.0 else { return Ok(()) };
+        link.accepts_views().await?;
+        let all_linked = join_all(links.iter().map(RedisLink::client));
+        timeout(RETRY_WINDOW, all_linked).await.map(drop).map_err(|_| Error::Unreached)
     }
 
     /// Resolves when this thread is connected to Redis for the first time.
@@ -139,7 +148,7 @@ impl Store {
     /// The reason, if Redis rejects the settings.
     pub async fn connected(&self) -> Result<(), String> {
         match &*self.0 {
-            Backend::Redis(redis) => redis.connected().await,
+            Backend::Redis { link, .. } => link.connected().await,
             Backend::Memory(_) => Ok(()),
         }
     }
@@ -147,8 +156,23 @@ impl Store {
     /// Resolves with the reason if Redis rejects the settings. It does not resolve during an outage.
     pub async fn rejected(&self) -> String {
         match &*self.0 {
-            Backend::Redis(redis) => redis.rejected().await,
-            Backend::Memory(_) => std::future::pending().await,
+            Backend::Redis { links, .. } => select_all(links.iter().map(|link| Box::pin(link.rejected()))).await.0,
+            Backend::Memory(_) => pending().await,
         }
     }
+}
+
+/// The sessions in this Redis, for each of these threads.
+fn open_redis(redis: &RedisConfig, ttl: SessionTtl, threads: &[Handle]) -> impl Iterator<Item = Backend> {
+    let (instance, log) = (Arc::<Instance>::default(), Arc::<OutageLog>::default());
+    let opened = threads.iter().map(|thread| {
+        let _entered = thread.enter();
+        let compare_and_set = Arc::new(CompareAndSet::new(ttl, redis.server.is_clustered()));
+        let link = RedisLink::open(redis, compare_and_set.clone(), &log);
+        (link.clone(), Committer::new(link, compare_and_set, ttl, &instance))
+    });
+    let opened: Vec<_> = opened.collect();
+    let links: Arc<[_]> = opened.iter().map(|(link, _)| link.clone()).collect();
+    let backend = move |(link, committer)| Backend::Redis { committer, link, links: links.clone() };
+    opened.into_iter().map(backend)
 }

@@ -9,10 +9,10 @@ use cloud_run_sessions::{
     web::{
         app::{self, counted},
         atomic_session::AtomicSession,
+        counting::ViewCount,
         error::Error,
         server,
         session::Sessions,
-        views::ViewCount,
     },
 };
 use tokio::{net::TcpListener, runtime};

@@ -1,4 +1,4 @@
-//! `REDIS_URL`: what is wrong with it, which fred would not say.
+//! Reads `REDIS_URL`, and says what is wrong with it where fred would not.
 
 use fred::{error::ErrorKind, types::config::Config as RedisConfig};
 use url::Url;
@@ -16,7 +16,7 @@ pub fn redis_url(value: &str) -> Result<RedisConfig, String> {
     let Some(scheme) = scheme else {
         return Err(format!("does not begin with a known scheme; {}", allowed_urls()));
     };
-    // `echo` and editors end a line. Anywhere else, the parser would leave a line break or tab out without a word.
+    // `echo` and editors end a line. Elsewhere, the parser would silently drop a line break or a tab.
     let value = value.trim_end();
     if value.contains(char::is_control) {
         return Err(format!("has a line break or another control character in it; {}", allowed_urls()));
@@ -79,7 +79,7 @@ fn check_parameters(scheme: &str, url: &Url) -> Result<(), String> {
     let mut seen = Vec::new();
     for (name, value) in url.query_pairs() {
         let Some(name) = known.iter().find(|known| **known == name) else {
-            // After a password with an unescaped question mark, it may be a part of that.
+            // If the password has an unescaped question mark, this name may be a part of it.
             let is_name = url.query().is_some_and(|query| !query.contains('@'))
                 && name.chars().all(|char| char.is_ascii_alphabetic() || char == '_' || char == '-');
             let name = if is_name && !name.is_empty() { &*name } else { "(its name may be a secret)" };

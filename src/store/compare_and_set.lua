@@ -47,8 +47,8 @@ for i, key in ipairs(KEYS) do
   else
     if held then
       -- The SET above has replaced what the key held: put that back. The time that it had left is not known, and asking
-      -- would take one more command for each view. So it gets its full time to live again: what is left of an ended
-      -- session stays for that long after the last instance that met it.
+      -- would take one more command for each view. So it gets its full time to live again, also if it is what is left of
+      -- an ended session.
       local is_ended = sub(held, ID_ENDS + 1, ID_ENDS + #mark) == mark
       redis.call('SET', key, held, 'PX', is_ended and ended_life or life)
     end

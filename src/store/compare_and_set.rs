@@ -38,8 +38,8 @@ pub fn no_session(number: u32) -> String {
 
 /// What sends commands to Redis: the link, a single client, or what plays Redis in tests.
 pub trait SendCommand: Send + Sync + 'static {
-    /// Sends a command once, until `send_by` at the latest. `key` is the index of its first key among the arguments; a
-    /// command without keys goes to any server.
+    /// Sends a command once. What waits for a connection sends it no later than `send_by`. `key` is the index of its
+    /// first key among the arguments; a command without keys goes to any server.
     ///
     /// # Errors
     /// [`Error::Unanswered`] if there is no reply: it may have been executed, and may yet be. Any other error if it has
@@ -231,7 +231,7 @@ impl CompareAndSet {
             }
             replies => return replies,
         }
-        // From now on, sessions come one by one. Of these, nothing is stored yet.
+        // From now on, each session is a command of its own. Nothing of this call is stored.
         let each = swaps.iter().map(|swap| Box::pin(self.swap(redis, send_by, slice::from_ref(swap))));
         // If one of them fails, that says nothing of the others: each gets its own result.
         let swapped = |reply: Result<Vec<_>, _>| reply.and_then(|mut replies| replies.remove(0));

@@ -1,11 +1,11 @@
 //! How many sessions the next call writes, when it leaves, and how many calls are in flight: pure functions of what the
-//! last call did. A session may have several views in its write.
+//! last call did and of how many sessions wait. A session may have several views in its write.
 //!
 //! Views that share a call cost fewer commands. So, as a rule, one call is in flight, and arriving views wait for the
 //! next. There are three cases:
 //!
-//! - Redis is far away: a call writes all that wait. If many do, it leaves after a short pause, in which visitors
-//!   who were just answered can ask again.
+//! - Redis is far away: a call writes all that wait. After a call of some size there is a short pause, in which the
+//!   visitors whom it answered can ask again.
 //! - Redis is near: a call writes about half of all, so that Redis works on one half while the visitors of the other
 //!   are answered and ask again.
 //! - Redis is next door, and few views wait: most of a call's time passes on the way, while neither Redis nor this

@@ -30,8 +30,8 @@ use crate::warnings::warn_once_a_minute;
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects, and checks that the server accepts writes; `is_first`, also what else sessions need. Returns the client,
-/// and a handle that resolves when it ends.
+/// Connects, and checks that the server accepts writes. If `is_first`, also checks what else sessions need. Returns the
+/// client, and a handle that resolves when it ends.
 ///
 /// Each time it is a new client: once fred 10.1 has lost a connection, its counts of queued commands
 /// are wrong, and it holds back what it should send. Without a reconnection policy, fred neither keeps nor
@@ -140,7 +140,7 @@ async fn check_server(client: &Client) -> Result<(), Error> {
     if let Some(policy) = field(&info, "maxmemory_policy")
         && policy != "noeviction"
     {
-        // Each thread that connects at the start finds this out.
+        // Once, though each thread finds it out.
         let what_to_do = "a full Redis evicts sessions; set it to noeviction";
         warn_once_a_minute("eviction", format_args!("maxmemory-policy is {policy}: {what_to_do}"));
     }
@@ -148,7 +148,7 @@ async fn check_server(client: &Client) -> Result<(), Error> {
         let cluster = send(client, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
         let cluster = cluster.as_str().unwrap_or_default();
         if let Some(masters) = field(&cluster, "cluster_size").filter(|masters| *masters != "1") {
-            // What such a server answers to a command whose key another master has.
+            // As the server refuses a command whose key another master has.
             return Err(Error::Refused(format!("MOVED {masters} masters share the slots")));
         }
     }
@@ -181,7 +181,7 @@ pub fn close_reason(end: Result<Result<(), RedisError>, JoinError>) -> String {
 
 /// Keys that no session has, one on each master.
 pub fn keys_on_all_servers(client: &Client) -> Vec<String> {
-    /// A master with a single slot is found with a probability of 99.7 %.
+    /// A master with a single slot is found with a probability of 99.8 %.
     const TRIES: u32 = 100_000;
     let Some(cluster) = client.cached_cluster_state().filter(|_| client.is_clustered()) else {
         return vec![no_session(0)];

@@ -1,13 +1,6 @@
 //! A thread's link to Redis: sending commands, and reconnecting forever.
 
-use std::{
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{mem, sync::Arc, time::Duration};
 
 use fred::{
     prelude::{Client, ClientLike},
@@ -17,7 +10,7 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use rand::Rng;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, info, warn};
@@ -43,8 +36,8 @@ const LONGEST_DEGRADED: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct RedisLink {
     state: Arc<watch::Sender<State>>,
-    /// How many commands wait for a client or a reply.
-    in_flight: Arc<AtomicUsize>,
+    /// A command takes a permit while it waits for a client or a reply.
+    permits: Arc<Semaphore>,
     log: Arc<OutageLog>,
     is_clustered: bool,
 }
@@ -93,8 +86,8 @@ impl OutageLog {
         self.0.lock().was_linked
     }
 
-    /// Logs why a link has no client: as a warning if it is the outage's first reason, or a different one that
-    /// `is_telling`; else at `debug`.
+    /// Logs why a link has no client: as a warning if it is the outage's first reason, or a later one that says more
+    /// (`is_telling`); else at `debug`.
     fn warn(&self, problem: &str, reason: &str, is_telling: bool) {
         let mut logged = self.0.lock();
         if logged.reason.as_ref().is_none_or(|known| is_telling && code(known) != code(reason)) {
@@ -148,7 +141,8 @@ impl RedisLink {
         let connecting = State::Lost("not connected yet".to_owned());
         let state = Arc::new(watch::Sender::new(connecting));
         let is_clustered = config.server.is_clustered();
-        let this = Self { state, in_flight: Arc::default(), log: log.clone(), is_clustered };
+        let this =
+            Self { state, permits: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), log: log.clone(), is_clustered };
         log.connecting();
         tokio::spawn(keep_connected(config.clone(), compare_and_set, this.clone()));
         this
@@ -176,7 +170,7 @@ impl RedisLink {
         send_by: Instant,
         command: impl FnOnce(Client) -> F,
     ) -> Result<T, Error> {
-        let _in_flight = InFlight::begin(&self.in_flight);
+        let _in_flight = self.permits.try_acquire();
         // Commands wait here, where they are dropped with their requests. fred would queue them without a bound, and
         // send them later.
         let client = timeout_at(send_by, self.client()).await;
@@ -197,7 +191,7 @@ impl RedisLink {
         reply.map_err(|error| match error {
             // Another server may now have the primary's name.
             Error::Refused(reason)
-                // A server that held all slots of its Cluster does not any more.
+                // Or a Cluster's only master has got company: its client follows no redirections.
                 if error::is_unfit_server(&reason) || self.is_clustered && error::is_moved(&reason) =>
             {
                 self.give_up(&client, &reason);
@@ -260,22 +254,6 @@ impl RedisLink {
     }
 }
 
-/// A command that waits for a client or a reply.
-struct InFlight<'a>(&'a AtomicUsize);
-
-impl<'a> InFlight<'a> {
-    fn begin(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
 impl SendCommand for RedisLink {
     async fn send(
         &self,
@@ -305,7 +283,7 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 /// Logs when the client is lost, or in doubt, and when there is a new one; see [`OutageLog`]. In between it logs errors
 /// from Redis and its certificate, but network failures at `debug` only.
 async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, link: RedisLink) {
-    let RedisLink { state, in_flight, log, .. } = link;
+    let RedisLink { state, permits, log, .. } = link;
     let (mut known, mut backoff) = (config.clone(), Duration::ZERO);
     // The last failure for which the URL's scheme was already tested as the cause.
     let mut probed = None;
@@ -320,7 +298,7 @@ async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, lin
                 let (reason, is_idle) = tokio::select! {
                     end = &mut end => {
                         let reason = close_reason(end);
-                        let is_idle = in_flight.load(Relaxed) == 0;
+                        let is_idle = permits.available_permits() == Semaphore::MAX_PERMITS;
                         state.send_replace(if is_idle { State::Idle } else { State::Lost(reason.clone()) });
                         (reason, is_idle)
                     }

@@ -16,8 +16,7 @@ use super::{
     retry::ATTEMPT_TIMEOUT,
 };
 
-/// What is wrong with the settings or the server, if connecting failed with this error because of something that does
-/// not pass by itself.
+/// What is wrong with the settings or the server, if the cause of this error does not pass by itself.
 pub fn rejection(details: &str) -> Option<String> {
     let has = |part: &str| details.contains(part);
     let what = match code(details) {

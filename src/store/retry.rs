@@ -17,8 +17,7 @@ pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(750);
 
 const _: () = assert!(RETRY_WINDOW.as_millis() + ATTEMPT_TIMEOUT.as_millis() <= DEADLINE.as_millis());
 
-/// The pause before the next attempt doubles from the shortest to the longest. Moving the keys of a Cluster takes
-/// a while.
+/// The pause before the next attempt doubles from the first to the last, because moving a Cluster's keys takes a while.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(40);
 

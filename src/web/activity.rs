@@ -40,7 +40,7 @@ const LAST_MOMENTS: Duration = Duration::from_millis(200);
 pub struct Requests {
     /// How many have responses that are not taken yet.
     untaken: AtomicUsize,
-    /// When time began to be counted.
+    /// The zero of [`Activity::last`].
     begin: Instant,
 }
 
@@ -52,7 +52,8 @@ pub struct Activity {
     busy: AtomicUsize,
     /// Requests whose response is not taken yet.
     untaken: AtomicUsize,
-    /// When a response was last made, or a part of one taken, or half a request came, in ms since `requests.begin`.
+    /// When the connection came or was told to end, or a response was last made, a part of one taken, or half a request
+    /// came: in ms since `requests.begin`.
     last: AtomicU64,
     /// Whether a response was ever made.
     has_answered: AtomicBool,

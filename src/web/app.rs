@@ -16,13 +16,13 @@ use tokio::time::timeout;
 use tower::{Service, service_fn};
 
 use super::{
+    counting,
     error::{self, Error},
     format::Format,
     health,
     page_state::{Counted, Uncounted},
     pages,
     session::{self, Sessions},
-    views,
 };
 use crate::{
     config::Config,
@@ -51,13 +51,13 @@ pub fn router(store: &Store, config: &Config) -> Router {
 /// `page` must not handle `HEAD`: this does. `HEAD` and the methods that `page` does not handle get neither a session
 /// nor a count.
 pub fn counted(page: MethodRouter<Counted>, sessions: &Sessions) -> MethodRouter {
-    let count_view = from_fn_with_state(sessions.clone(), views::count_view);
+    let count_view = from_fn_with_state(sessions.clone(), counting::count_view);
     page.with_state(Counted(())).route_layer(count_view).head(pages::head)
 }
 
 /// A page with a session, whose views are not counted.
 ///
-/// All sessions live as long as the settings say: tower-sessions' `Session::set_expiry` has no effect.
+/// All sessions live as long as the settings say: tower-sessions' `Session::set_expiry` does not change that.
 pub fn with_session(page: MethodRouter<Uncounted>, sessions: &Sessions) -> MethodRouter {
     page.with_state(Uncounted(())).route_layer(from_fn_with_state(sessions.clone(), session::give_session))
 }
@@ -86,7 +86,7 @@ fn answer(mut routes: Router, request: Request) -> impl Future<Output = Result<R
     response.map(move |response| {
         let mut response = error::render_error(response, format, uri.path());
         if is_head {
-            // axum emptied the body before an error had one.
+            // axum empties the body of the response to `HEAD`, but the error's was added after that.
             *response.body_mut() = Body::empty();
         }
         let headers = response.headers_mut();

@@ -14,8 +14,8 @@ use crate::store::{self, change::Change};
 /// The request's session, for changes that no other request can undo, on any instance. Handlers extract it, beside or in
 /// place of tower-sessions' [`Session`].
 ///
-/// Pages that extract it can only be routed through [`counted`](super::app::counted) or
-/// [`with_session`](super::app::with_session).
+/// Pages that extract it are routed through [`counted`](super::app::counted) or
+/// [`with_session`](super::app::with_session): elsewhere they do not compile.
 #[derive(Clone, Debug)]
 pub struct AtomicSession {
     store: Arc<RequestStore>,
@@ -45,7 +45,8 @@ impl AtomicSession {
     /// counts. So it should have no side effects.
     ///
     /// It costs one command executed, or two if the server lacks `SET … IFEQ`; one more if the instance does not remember
-    /// the session. A new visitor's session begins with the value when the page has answered.
+    /// the session. What the page has changed before is saved first. A new visitor's session begins with the value when
+    /// the page has answered.
     ///
     /// # Errors
     /// [`Error::Session`] if the store fails, or if the value has another type; [`Error::TooLarge`] if the session has
@@ -60,48 +61,37 @@ impl AtomicSession {
         T: Default + DeserializeOwned + Serialize,
         R: Send + 'static,
     {
-        let result = Arc::new(Mutex::new(None));
-        let kept = result.clone();
-        // From the value to the next one.
+        // From the value to the next one, and what `change` has returned.
         let next = move |value: Option<&Value>| {
             let mut value = value.map_or_else(|| Ok(T::default()), T::deserialize)?;
-            *kept.lock() = Some(change(&mut value));
-            serde_json::to_value(value)
+            let result = change(&mut value);
+            serde_json::to_value(value).map(|value| (value, result))
         };
-        self.replace(key, next).await?;
-        let result = result.lock().take();
-        result.ok_or(Error::Session)
-    }
-
-    /// Replaces the value of this key by the one that the function makes of it.
-    async fn replace(
-        &self,
-        key: &str,
-        next: impl FnMut(Option<&Value>) -> Result<Value, serde_json::Error> + Send + 'static,
-    ) -> Result<(), Error> {
-        let next = Arc::new(Mutex::new(next));
-        if self.store.has_begun() {
+        let next = Arc::new(Mutex::new((next, None)));
+        if self.store.id().is_some() {
             if self.session.is_modified() {
                 // The page's earlier changes come first.
                 self.session.save().await?;
             }
-            let (owned_key, next) = (key.to_owned(), next.clone());
+            let (own_key, shared) = (key.to_owned(), next.clone());
             let change = Change::Data(Box::new(move |data| {
-                let value = (next.lock())(data.get(&owned_key)).map_err(|_| store::Error::Mismatched)?;
-                data.insert(owned_key.clone(), value);
+                let (next, last) = &mut *shared.lock();
+                let (value, result) = next(data.get(&own_key)).map_err(|_| store::Error::Mismatched)?;
+                data.insert(own_key.clone(), value);
+                *last = Some(result);
                 Ok(())
             }));
             if self.store.change(change).await.map_err(Error::of_data)? {
                 // What the page has read is out of date.
                 self.session.load().await?;
-                return Ok(());
+                return next.lock().1.take().ok_or(Error::Session);
             }
         }
-        // There is no session yet, or no more. It begins when the page has answered, and nobody else knows it until then.
+        // There is no session yet, or it is over. One begins when the page has answered, and nobody else knows it before.
         let value = self.session.get_value(key).await?;
-        let value = (next.lock())(value.as_ref())?;
+        let (value, result) = (next.lock().0)(value.as_ref())?;
         self.session.insert_value(key, value).await?;
-        Ok(())
+        Ok(result)
     }
 
     /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and counts its age from

@@ -44,7 +44,6 @@ struct Open {
     of_threads: Vec<usize>,
     /// The number of the next connection.
     next: u64,
-    is_stopping: bool,
 }
 
 /// A connection's place among the others, until it ends.
@@ -63,7 +62,7 @@ impl Connections {
     pub fn new(threads: usize) -> Arc<Self> {
         let (connections, of_threads) = (HashMap::new(), vec![0; threads]);
         Arc::new(Self {
-            open: Mutex::new(Open { connections, of_threads, next: 0, is_stopping: false }),
+            open: Mutex::new(Open { connections, of_threads, next: 0 }),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             requests: Arc::default(),
         })
@@ -78,8 +77,7 @@ impl Connections {
     }
 
     /// A place for a new connection, which this thread will serve. If places are short, the connection that has been
-    /// idle longest gives way (of the idle ones, only those between two requests are still open after 20 s). If all are
-    /// busy, the new one waits.
+    /// idle longest gives way. If all are busy, the new one waits.
     pub async fn place(self: &Arc<Self>, thread: usize) -> Place {
         let permit = loop {
             if self.permits.available_permits() <= SPARE {
@@ -98,13 +96,11 @@ impl Connections {
         open.next += 1;
         open.of_threads[thread] += 1;
         open.connections.insert(number, activity.clone());
-        if open.is_stopping {
-            activity.tell_to_end();
-        }
         Place { connections: self.clone(), number, thread, activity, _permit: permit }
     }
 
-    /// Tells a connection to end, if any is idle. If no place is free, one that was told before has to end at once.
+    /// Tells the connection that has been idle longest to end. If no place is free, one that was told once may be told
+    /// again, and then ends at once.
     pub fn make_room(&self) {
         let told = if self.permits.available_permits() == 0 { 1 } else { 0 };
         let open = self.open.lock();
@@ -113,11 +109,10 @@ impl Connections {
         first.inspect(|activity| activity.tell_to_end());
     }
 
-    /// Ends each connection once its requests are answered, and returns when all have ended.
+    /// Ends each connection once its requests are answered, and returns when all have ended. No new one may come.
     pub async fn stop(&self) {
         {
-            let mut open = self.open.lock();
-            open.is_stopping = true;
+            let open = self.open.lock();
             let untold = open.connections.values().filter(|activity| activity.told() == 0);
             untold.for_each(|activity| activity.tell_to_end());
         }
@@ -144,7 +139,7 @@ impl Place {
                 // First the connection: what has arrived by now makes it busy.
                 biased;
                 _ = &mut connection => return,
-                // It has just been served once more, so its client has been told if that was possible.
+                // It was polled above since it was told, so its client knows, if it reads.
                 () = ready(()), if is_ending && activity.told() > 1 && activity.is_idle() => return,
                 () = activity.wait_until_told() => {}
                 // A connection at rest may begin a request at any time, and then has only `IDLE_TIMEOUT`. So look again

@@ -1,4 +1,4 @@
-//! Requests that another site's page makes a browser send (cross-site request forgery).
+//! Requests that a page of another origin makes a browser send (cross-site request forgery).
 //!
 //! The session's cookie is `SameSite=Lax`: browsers do not send it with another site's forms. That is not enough for a
 //! login, which needs no cookie: another site could log its visitors in under a name of its own. So a request that may
@@ -13,8 +13,9 @@ use super::host::is_same_host;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether another site's page has sent this request, and it may change something. Clients that are no browsers do not
-/// send these headers, and are not asked for them (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>).
+/// Whether a page of another origin has sent this request, and it may change something. Browsers say so in
+/// `Sec-Fetch-Site` (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>) or `Origin`; other clients send
+/// neither, and need not.
 pub fn is_forged(request: &Request) -> bool {
     if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
         return false;

@@ -12,7 +12,7 @@ use axum::{
 use super::format::{Format, Page};
 use crate::store;
 
-/// Seconds after which a retry makes sense: by then the store has tried to reconnect, and clients have taken responses.
+/// Seconds until a retry makes sense: by then the store has tried to reconnect, and slow clients have read responses.
 pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Why a request is not answered by its page.
@@ -24,7 +24,7 @@ pub enum Error {
     /// The route does not handle this method.
     #[error("this page does not accept this method")]
     MethodNotAllowed,
-    /// Another site's page has sent a request that may change something.
+    /// A page of another origin has sent a request that may change something.
     #[error("this request comes from another site")]
     CrossSite,
     /// A browser prefetches or prerenders the page.
@@ -33,7 +33,7 @@ pub enum Error {
     /// The view was not counted: the store could not be reached, or refused.
     #[error("your session cannot be reached, please try again")]
     NotCounted,
-    /// The view may have been counted: the store did not answer.
+    /// The view may have been counted: the store did not answer, or not readably.
     #[error("your session cannot be reached, please try again")]
     MaybeCounted,
     /// The page could not read or write the session's data, or the session layer could not save it.

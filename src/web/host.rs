@@ -8,7 +8,7 @@ use axum::http::{Request, Version, header::HOST, uri::Authority};
 /// from an ambiguous request than this service does can be led to give one visitor's response to another.
 ///
 /// HTTP/1.1 needs exactly one `Host`; other versions need none. Where there is one, or a URI with an authority, it must
-/// be a host and perhaps a port. Over HTTP/2, both must agree; over HTTP/1.1, the URI counts.
+/// be a host and perhaps a port. Over HTTP/2, both must agree.
 pub fn has_valid_host<B>(request: &Request<B>) -> bool {
     let authority = request.uri().authority().map(|authority| Authority::as_str(authority).as_bytes());
     if !authority.is_none_or(is_host) {
@@ -25,21 +25,10 @@ pub fn has_valid_host<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// `unreserved` and `sub-delims`. A table, because each request's host is looked at.
-const IN_NAME: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 128 {
-        table[byte] = (byte as u8).is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let mut others: &[u8] = b"-._~!$&'()*+,;=";
-    while let [byte, rest @ ..] = others {
-        table[*byte as usize] = true;
-        others = rest;
-    }
-    table
-};
+/// `unreserved / sub-delims`.
+fn is_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
 
 /// Whether this is `host[:port]` of RFC 3986, 3.2.2 and 3.2.3. An empty host is none: no URI of HTTP has one (RFC 9110,
 /// 4.2.1). Parsing each host with http's `Authority` instead was measured to cost 880 instructions more per view, 4 %.
@@ -61,7 +50,7 @@ fn name_length(value: &[u8]) -> usize {
     let mut rest = value;
     loop {
         rest = match rest {
-            [byte, rest @ ..] if IN_NAME[usize::from(*byte)] => rest,
+            [byte, rest @ ..] if is_in_name(*byte) => rest,
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
             _ => return value.len() - rest.len(),
         };
@@ -79,11 +68,10 @@ fn is_ip_future(address: &[u8]) -> bool {
     };
     let mut parts = rest.splitn(2, |byte| *byte == b'.');
     let (version, address) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let is_part = |byte: &u8| IN_NAME[usize::from(*byte)] || *byte == b':';
     !version.is_empty()
         && version.iter().all(u8::is_ascii_hexdigit)
         && !address.is_empty()
-        && address.iter().all(is_part)
+        && address.iter().all(|byte| is_in_name(*byte) || *byte == b':')
 }
 
 /// Nothing, or a colon and the decimal digits of a port, which may be none.
@@ -95,8 +83,7 @@ fn is_port(port: &[u8]) -> bool {
     digits.is_empty() || digits[0].is_ascii_digit() && is_number()
 }
 
-/// Whether these are one host. The port may be left out if it is the scheme's. A proxy that terminates TLS may change the
-/// scheme.
+/// Whether these are one host. `:80` and `:443` count as no port, since a proxy that terminates TLS changes the scheme.
 pub(super) fn is_same_host(one: &[u8], other: &[u8]) -> bool {
     without_default_port(one).eq_ignore_ascii_case(without_default_port(other))
 }

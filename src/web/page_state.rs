@@ -1,4 +1,5 @@
-//! The states of pages. By them a page that extracts an `AtomicSession` or a `ViewCount` compiles only where it gets one.
+//! The states of pages: with them, a page that takes an `AtomicSession` or a `ViewCount` compiles only on a route that
+//! provides it.
 
 /// The state of pages whose views are counted. Only [`counted`](super::app::counted) makes it.
 #[derive(Clone, Copy, Debug)]

@@ -11,9 +11,9 @@ use axum::{
 use futures_util::stream::empty;
 
 use super::{
+    counting::ViewCount,
     format::{Format, Page},
     page_state::Counted,
-    views::ViewCount,
 };
 use crate::config::Config;
 

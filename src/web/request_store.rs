@@ -34,7 +34,7 @@ pub struct RequestStore {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The session's id, if it has begun.
+    /// The session's id, if it has begun and is not over.
     id: Option<Id>,
     /// The session's value, if it was not looked at yet.
     value: Option<Bytes>,
@@ -46,35 +46,27 @@ struct State {
     ending: Option<Id>,
     /// Whether its age begins anew when it goes on under another id.
     restarts_age: bool,
-    /// Whether the page has ended the session.
-    is_ended: bool,
     /// Why the store failed last.
     failure: Option<Error>,
 }
 
-/// A key of a session's data, and its new value; none if it is removed.
-type KeyChange = (String, Option<Value>);
-
 impl RequestStore {
-    /// The session that has this value, or that is read when the page wants it.
-    pub fn of(store: &Store, id: Id, value: Option<Bytes>) -> (Arc<Self>, Session) {
-        Self::new(store, State { id: Some(id), value, ..State::default() })
-    }
-
-    /// A session that begins when it is saved, perhaps with a view of this path.
-    pub fn beginning(store: &Store, first_view: Option<Box<str>>) -> (Arc<Self>, Session) {
-        Self::new(store, State { first_view, ..State::default() })
-    }
-
-    fn new(store: &Store, state: State) -> (Arc<Self>, Session) {
-        let id = state.id;
-        let this = Arc::new(Self { store: store.clone(), state: Mutex::new(state) });
+    /// The session of this id, which has this value, or is read when the page wants it. Without an id, a session that
+    /// begins when it is saved, perhaps with a view of this path.
+    pub fn new(
+        store: &Store,
+        id: Option<Id>,
+        value: Option<Bytes>,
+        first_view: Option<Box<str>>,
+    ) -> (Arc<Self>, Session) {
+        let state = Mutex::new(State { id, value, first_view, ..State::default() });
+        let this = Arc::new(Self { store: store.clone(), state });
         (this.clone(), Session::new(id, this, None))
     }
 
-    /// Whether the session is in the store, as far as is known.
-    pub fn has_begun(&self) -> bool {
-        self.state.lock().id.is_some()
+    /// The session's id, if it is in the store as far as is known.
+    pub fn id(&self) -> Option<Id> {
+        self.state.lock().id
     }
 
     /// Lets the session's age begin anew when it goes on under another id.
@@ -109,11 +101,6 @@ impl RequestStore {
         state.first_view.is_some() || state.ending.is_some()
     }
 
-    /// Whether the page has ended the session.
-    pub fn is_ended(&self) -> bool {
-        self.state.lock().is_ended
-    }
-
     /// Why the store failed, if it did.
     pub fn failure(&self) -> Option<Error> {
         self.state.lock().failure.clone()
@@ -140,34 +127,25 @@ impl RequestStore {
     async fn end(&self, id: Id) -> Result<(), Error> {
         self.store.change(id, Change::End).await?;
         let mut state = self.state.lock();
-        (state.ending, state.is_ended) = (None, true);
+        (state.ending, state.id) = (None, None);
         Ok(())
     }
 
-    /// The keys that the page has changed; all keys, and true, if it never loaded the data.
-    fn changed_keys(&self, data: &Data) -> (Vec<KeyChange>, bool) {
+    /// The change that a save makes: of the keys that the page has changed, or of all if it never loaded the data.
+    fn change_of_save(&self, data: &Data) -> impl FnMut(&mut Data) -> Result<(), Error> + Send + use<> {
         let state = self.state.lock();
         let loaded = state.loaded.as_ref();
-        let get = |key: &str| loaded.and_then(|loaded| loaded.get(key));
-        let set = data.iter().filter(|(key, value)| get(key) != Some(value));
-        let set = set.map(|(key, value)| (key.clone(), Some(value.clone())));
-        let removed = loaded.into_iter().flat_map(Data::keys).filter(|key| !data.contains_key(*key));
-        (set.chain(removed.map(|key| (key.clone(), None))).collect(), loaded.is_none())
-    }
-
-    /// The change that a save makes.
-    fn change_of_save(&self, data: &Data) -> impl FnMut(&mut Data) -> Result<(), Error> + Send + use<> {
-        let (changes, is_all) = self.changed_keys(data);
+        let is_changed = |(key, value): &(&String, &Value)| loaded.and_then(|loaded| loaded.get(*key)) != Some(*value);
+        let changed = data.iter().filter(is_changed).map(|(key, value)| (key.clone(), value.clone()));
+        let changed: Vec<_> = changed.collect();
+        let removed = loaded.map(|loaded| loaded.keys().filter(|key| !data.contains_key(*key)).cloned());
+        let removed: Option<Vec<_>> = removed.map(Iterator::collect);
         move |data| {
-            if is_all {
-                data.clear();
+            match &removed {
+                Some(removed) => data.retain(|key, _| !removed.contains(key)),
+                None => data.clear(),
             }
-            for (key, value) in changes.iter().cloned() {
-                match value {
-                    Some(value) => data.insert(key, value),
-                    None => data.remove(&key),
-                };
-            }
+            data.extend(changed.iter().cloned());
             Ok(())
         }
     }
@@ -179,7 +157,7 @@ impl RequestStore {
         };
         let (id, value) = match ending {
             None => self.begin(&record.data, first_view.as_deref()).await?,
-            // `flush` keeps the record's id, and all its data is new.
+            // `flush` has emptied the record but kept its id.
             Some(old) if old == record.id => {
                 let new = match record.data.is_empty() {
                     true => None,
@@ -187,10 +165,9 @@ impl RequestStore {
                 };
                 self.end(old).await?;
                 let Some(new) = new else { return Ok(old) };
-                self.state.lock().is_ended = false;
                 new
             }
-            // `cycle_id` has given it another one.
+            // `cycle_id` has given the record another id.
             Some(old) => {
                 let mut change = self.change_of_save(&record.data);
                 let restarts_age = self.state.lock().restarts_age;

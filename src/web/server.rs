@@ -37,10 +37,11 @@ use tracing::warn;
 
 use super::{
     activity::{Activity, ResponseBody},
+    client_stream::ClientStream,
     connections::Connections,
-    drain::{ClientStream, RequestBody},
     error::RETRY_AFTER,
     host,
+    request_body::RequestBody,
 };
 use crate::{store::DEADLINE, warnings::warn_once_a_minute};
 
@@ -103,8 +104,8 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// Serves HTTP/1.1, and HTTP/2 without TLS to clients that begin with it. Each connection is served on one of these
-/// threads' runtimes, by its service: nine on each thread, one thread after the other, then on the thread with the
-/// fewest.
+/// threads' runtimes, by its service: the first nine on the first thread, the next nine on the second, and so on; then
+/// each on the thread with the fewest.
 ///
 /// A connection is closed if its first request is not complete within 20 s, if no later one begins within 650 s, or if
 /// one that has begun is not complete within 20 s. It is closed if its client takes nothing of a response for 20 s, so

@@ -26,37 +26,25 @@ use crate::{
 
 /// The sessions that requests get. A clone is another handle on the same ones.
 #[derive(Clone)]
-pub struct Sessions(Arc<Shared>);
-
-struct Shared {
-    store: Store,
-    cookie: SessionCookie,
+pub struct Sessions {
+    pub(super) store: Store,
+    pub(super) cookie: SessionCookie,
 }
 
 impl Sessions {
     /// The sessions in this store.
     pub fn new(store: &Store, config: &Config) -> Self {
-        Self(Arc::new(Shared { store: store.clone(), cookie: SessionCookie::new(config) }))
-    }
-
-    /// The store that the sessions live in.
-    pub fn store(&self) -> &Store {
-        &self.0.store
-    }
-
-    /// The session's cookie.
-    pub fn cookie(&self) -> &SessionCookie {
-        &self.0.cookie
+        Self { store: store.clone(), cookie: SessionCookie::new(config) }
     }
 
     /// The session that the request's cookie names, or a new one. It is read when the page wants it, unless there are
     /// several cookies: then they are tried.
     async fn find(&self, headers: &HeaderMap) -> Result<OpenSession, Error> {
-        let cookies: Vec<_> = self.cookie().received(headers).collect();
+        let cookies: Vec<_> = self.cookie.received(headers).collect();
         if let [cookie] = cookies[..] {
             return Ok(self.open(cookie, None));
         }
-        let read = |id| async move { self.store().read(&id).await };
+        let read = |id| async move { self.store.read(&id).await };
         // Boxed: otherwise every request's future would reserve space for this path, which is rare but for new visitors.
         match Box::pin(first_alive(cookies, read)).await.map_err(Error::of_data)? {
             (Some(cookie), Some(value)) => Ok(self.open(cookie, Some(value))),
@@ -66,23 +54,23 @@ impl Sessions {
 
     /// The session that a cookie names, and its value if that is known.
     pub fn open(&self, received: ReceivedCookie, value: Option<Bytes>) -> OpenSession {
-        let (store, session) = RequestStore::of(self.store(), received.id, value);
-        OpenSession { sessions: self.clone(), received: Some(received), store, session }
+        let (store, session) = RequestStore::new(&self.store, Some(received.id), value, None);
+        OpenSession { cookie: self.cookie.clone(), received: Some(received), store, session }
     }
 
-    /// A session that begins when it is saved, perhaps with a view of this path. What was received names a session that
-    /// is over.
+    /// A session that begins when it is saved, perhaps with a view of this path. `received` is the cookie of a session
+    /// that is over.
     pub fn begin(
         &self,
         headers: &HeaderMap,
         received: Option<ReceivedCookie>,
         first_view: Option<Box<str>>,
     ) -> OpenSession {
-        if received.is_none() && self.cookie().is_secure() {
+        if received.is_none() && self.cookie.is_secure() {
             warn_of_plain_http(headers);
         }
-        let (store, session) = RequestStore::beginning(self.store(), first_view);
-        OpenSession { sessions: self.clone(), received, store, session }
+        let (store, session) = RequestStore::new(&self.store, None, None, first_view);
+        OpenSession { cookie: self.cookie.clone(), received, store, session }
     }
 }
 
@@ -109,7 +97,7 @@ pub(super) async fn first_alive<T, F: Future<Output = Result<Option<T>, store::E
 
 /// The session of a request that is being answered.
 pub struct OpenSession {
-    sessions: Sessions,
+    cookie: SessionCookie,
     received: Option<ReceivedCookie>,
     store: Arc<RequestStore>,
     session: Session,
@@ -128,7 +116,7 @@ impl OpenSession {
         extensions.insert(self.session.clone());
         extensions.insert(AtomicSession::new(self.store.clone(), self.session.clone(), count));
         let mut response = page.run(request).await;
-        let Self { sessions, received, store, session } = self;
+        let Self { cookie, received, store, session } = self;
         let is_to_be_saved = store.must_be_saved() || session.is_modified() && !session.is_empty().await;
         if is_to_be_saved && !response.status().is_server_error() {
             // Boxed: otherwise every request's future would reserve space for this rare path.
@@ -136,22 +124,21 @@ impl OpenSession {
             saved.map_err(|error| store.failure().map_or_else(|| error.into(), Error::of_data))?;
         }
         match store.failure() {
-            // Whatever the page says of it: it has no session.
+            // Whatever the page has answered: its session was ended.
             Some(store::Error::Ended) => return Err(Error::Ended),
-            // The page has saved the session itself, and passes the failure on.
+            // The page saved the session itself and returned the error, of which tower-sessions had kept only a text.
             Some(store::Error::TooLarge(_)) if response.extensions().get() == Some(&Error::Session) => {
                 return Err(Error::TooLarge);
             }
             _ => {}
         }
-        let id = session.id().filter(|_| !store.is_ended());
-        let cookie = match (id, received) {
+        let header = match (store.id(), received) {
             (Some(id), Some(received)) if id == received.id && !received.needs_resigning => None,
-            (Some(id), _) => sessions.cookie().with_id(id),
+            (Some(id), _) => cookie.with_id(id),
             // The request's session is gone: the page ended it, or it had expired.
-            (None, received) => received.and_then(|_| sessions.cookie().removal()),
+            (None, received) => received.and_then(|_| cookie.removal()),
         };
-        cookie.map(|cookie| response.headers_mut().append(header::SET_COOKIE, cookie));
+        header.map(|header| response.headers_mut().append(header::SET_COOKIE, header));
         Ok(response)
     }
 }

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use axum::{extract::Path, http::StatusCode, routing::get};
 use cloud_run_sessions::web::{
     app::{counted, with_session},
+    counting::ViewCount,
     error::Error,
-    views::ViewCount,
 };
 use time::{Duration, OffsetDateTime};
 use tower_sessions::{

@@ -5,8 +5,8 @@ use axum::{extract::Path, http::StatusCode, routing::get};
 use cloud_run_sessions::web::{
     app::{counted, with_session},
     atomic_session::AtomicSession,
+    counting::ViewCount,
     error::Error,
-    views::ViewCount,
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ async fn leave(session: Session) -> Result<&'static str, Error> {
     Ok("gone")
 }
 
-/// Starts a new session, as a login does.
+/// Ends the session, if there is one, and begins a new one.
 async fn begin(session: Session) -> Result<String, Error> {
     session.flush().await?;
     session.insert("begun", true).await?;
@@ -151,7 +151,8 @@ async fn long_and_short_values_share_calls() {
     }
     let (executed, views) = (redis.executed(), VIEWS * VISITORS as u64);
     println!("{executed} commands for {views} views");
-    // With IFEQ, a call of its own is one command too. Else it is two, and one for each in a call of many.
+    // Alone in a call, a session costs one command with IFEQ, else two. Those that share a call cost one each, and one
+    // more in all.
     assert!(redis.has_ifeq() || executed < views * 3 / 2, "{executed} commands for {views} views: few share calls");
     for (index, visitor) in visitors.iter_mut().enumerate() {
         let value = &values()[kept(index)];

@@ -10,8 +10,8 @@ use axum::{
 use cloud_run_sessions::web::{
     app::{counted, with_session},
     atomic_session::AtomicSession,
+    counting::ViewCount,
     error::Error,
-    views::ViewCount,
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};

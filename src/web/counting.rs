@@ -56,8 +56,8 @@ pub async fn count_view(State(sessions): State<Sessions>, request: Request, page
 /// Counts the view in the first session that lives, of those that the request's cookies name. If none does, the view is
 /// the first of a new one.
 async fn count(sessions: &Sessions, path: &str, headers: &HeaderMap) -> Result<(u64, OpenSession), Error> {
-    let count = |id| sessions.store().change(id, Change::View(path.into()));
-    match first_alive(sessions.cookie().received(headers), count).await? {
+    let count = |id| sessions.store.change(id, Change::View(path.into()));
+    match first_alive(sessions.cookie.received(headers), count).await? {
         (Some(cookie), Some(applied)) => Ok((applied.count, sessions.open(cookie, Some(applied.value)))),
         (received, _) => Ok((1, sessions.begin(headers, received, Some(path.into())))),
     }

@@ -1,14 +1,6 @@
-//! What clients send and no page reads: bodies of requests, and all that follows the last one.
-//!
-//! A server that closes a connection while its client still sends resets it, and the client may never see the response
-//! (RFC 9112, 9.6). So both are read and dropped, within bounds:
-//! - the rest of a body, after the response is sent. The connection then serves further requests, as with nginx and
-//!   Node.js.
-//! - if that was too much, or the last request was malformed, what comes after this side has ended the connection.
-//!   nginx calls it a lingering close.
+//! A client's connection: it notes what comes and what is taken, and closes only after what the client still sends.
 
 use std::{
-    future::poll_fn,
     io,
     mem::MaybeUninit,
     pin::Pin,
@@ -17,96 +9,26 @@ use std::{
     time::Duration,
 };
 
-use axum::body::{Bytes, HttpBody};
-use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    runtime::Handle,
-    time::{Sleep, sleep, timeout},
+    time::{Sleep, sleep},
 };
 
 use super::activity::Activity;
 
 /// The most bytes that are read and dropped, of a body and again after the last response. It stops a client that would
 /// keep the process busy with a body that never ends.
-const DROPPED_MAX: usize = 16 * 1024 * 1024;
-
-/// What a part of a body counts at least: one byte in a chunk of its own costs as much as a kilobyte.
-const PART_MIN: usize = 1024;
+pub(super) const DROPPED_MAX: usize = 16 * 1024 * 1024;
 
 /// The longest time that each of these takes. It stops a client that sends a byte from time to time.
-const DROPPING_TIME: Duration = Duration::from_secs(5);
+pub(super) const DROPPING_TIME: Duration = Duration::from_secs(5);
 
-/// The body of an HTTP/1 request. What the page leaves of it is read and dropped.
-pub struct RequestBody {
-    /// None once it is left to be dropped.
-    body: Option<Incoming>,
-    activity: Arc<Activity>,
-    /// Whether the client sends the body only once it is asked to. Reading is asking.
-    is_held_back: bool,
-}
-
-impl RequestBody {
-    /// A body of a request on this connection, perhaps held back (`Expect: 100-continue`).
-    pub fn new(body: Incoming, activity: Arc<Activity>, is_held_back: bool) -> Self {
-        Self { body: Some(body), activity, is_held_back }
-    }
-}
-
-impl HttpBody for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        self.is_held_back = false;
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(context),
-            None => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        let Some(body) = self.body.take() else {
-            return;
-        };
-        if body.is_end_stream() {
-            self.activity.note_end_of_request();
-        } else if self.is_held_back {
-            self.activity.note_bytes_left();
-        } else if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(read_rest(body, self.activity.clone()));
-        }
-    }
-}
-
-/// Reads a body and drops it.
-async fn read_rest(mut body: Incoming, activity: Arc<Activity>) {
-    let mut left = DROPPED_MAX;
-    let rest = async {
-        while let Some(part) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-            let length = part.ok()?.data_ref().map_or(0, Bytes::len);
-            left = left.checked_sub(length.max(PART_MIN))?;
-        }
-        Some(())
-    };
-    match timeout(DROPPING_TIME, rest).await {
-        Ok(Some(())) => activity.note_end_of_request(),
-        _ => activity.note_bytes_left(),
-    }
-}
-
-/// A client's connection. It notes what the client does, and closes only after what the client still sends.
+/// A client's connection.
+///
+/// A server that closes a connection while its client still sends resets it, and the client may never see the response
+/// (RFC 9112, 9.6). So, once this side has ended the connection, what still comes is read and dropped, within bounds.
+/// nginx calls it a lingering close.
 pub struct ClientStream {
     tcp: TcpStream,
     activity: Arc<Activity>,
