@@ -19,7 +19,7 @@ use crate::{
 /// Requests a second, at random times.
 pub const RATES: [f64; 3] = [20.0, 200.0, 800.0];
 
-/// Views in flight in a loop that is closed.
+/// Views in flight where each client waits for its answer (a closed loop).
 pub const IN_FLIGHT: usize = 64;
 
 /// The latency that the proxy adds to a round trip to Redis.

@@ -1,8 +1,8 @@
 //! Compares the service with others: `cargo bench`.
 //!
 //! All programs run on one Redis, for some figures also on one Valkey, and wrk loads them in turn. Tables go into the
-//! README and docs/benchmark.md, charts into docs/. Every figure comes from /proc, Redis's INFO and MEMORY USAGE, wrk
-//! or the clock. Nothing passes or fails.
+//! README and docs/benchmark.md, charts into docs/. Every figure comes from /proc, Redis's INFO and MEMORY USAGE, wrk,
+//! the clock, or the number that a page shows. Nothing passes or fails.
 //!
 //! Needs redis-server, redis-cli, wrk, Node with npm, Python with venv, and a static glibc.
 //!
@@ -39,7 +39,7 @@ use load::{CLOSED, Drives, Load, Loaded, PIPELINED};
 use programs::Program;
 use redis::Redis;
 
-/// Rounds of each load, unless BENCH_ROUNDS is set. The report shows the median.
+/// Rounds of each load, unless BENCH_ROUNDS is set. The report shows the median; of the memory, the maximum.
 const ROUNDS: usize = 5;
 
 /// Starts per round. The report shows the median of the first answers.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::client::Connection;
 
-/// More than ever wait at a time.
+/// More clients than ever wait for an answer at a time.
 const CLIENTS: usize = 64;
 
 /// How long views took, in seconds.

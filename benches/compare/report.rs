@@ -277,8 +277,8 @@ fn machine() -> String {
     let redis = redis.split(' ').nth(2).unwrap_or_default().to_owned();
     format!(
         "{cores} cores of {}, shared by Redis, wrk and the program; Linux {}, Redis {}, Node {}. Under\n\
-         load: {VISITORS} sessions, the median of {} rounds of \
-         {ROUND:?}. In parentheses: cloud-run-sessions' figure divided by that column's.\n",
+         load: {VISITORS} sessions, the median of {} rounds of {ROUND:?}; of the memory, the maximum. In parentheses:\n\
+         cloud-run-sessions' figure divided by that column's.\n",
         model.unwrap_or("an unknown processor"),
         said("uname", "-r"),
         redis.trim_start_matches("v="),

@@ -1,4 +1,4 @@
-//! The form of a response: whatever clients accept, and in however many lines they say so.
+//! The form of a response: HTML only for clients that name it, whether they say so in one header line or in several.
 
 #![no_main]
 

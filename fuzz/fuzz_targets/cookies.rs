@@ -28,7 +28,7 @@ thread_local! {
 
 const SECRET: &str = "a secret of more than 32 characters";
 
-/// A service without sessions: the fuzzer sees the ids of those that there are.
+/// A new service for each input: if one kept its sessions, the fuzzer could learn their ids.
 fn service(config: &Config) -> Service {
     let store = RUNTIME.with(|runtime| Store::open(config, &[runtime.handle().clone()]).remove(0));
     BoxCloneService::new(app::service(app::router(&store, config)))

@@ -12,7 +12,7 @@ fuzz_target!(|text: &str| {
     let error = Error::from(fred::error::Error::new(ErrorKind::Unknown, text.to_owned()));
     let shown = error.to_string();
     assert!(!shown.contains(ARGUMENTS), "{shown}");
-    // What was refused says so in words of Redis; of all else, nothing is shown.
+    // A refusal is shown in Redis's words; of the text of any other error, nothing is shown.
     match error {
         Error::Refused(reason) => {
             assert!(text.contains(&reason) && reason.starts_with(|char: char| char.is_ascii_uppercase()))

@@ -44,7 +44,7 @@ pub use service::{Service, libfaketime, libnss_wrapper, one_core, program, run, 
 pub use tls::Authority;
 pub use visitor::{Answer, Port, Visitor, session_id};
 
-/// Longer than anything in the tests takes. After that, a test fails instead of waiting.
+/// The longest that a test waits for one thing, unless it says otherwise. After that, it fails.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The `Accept` header of a browser.
@@ -117,8 +117,8 @@ pub fn signal(process: u32, name: &str) {
     assert!(status.unwrap().success());
 }
 
-/// A free port, which is not given out twice. It is below the range that Linux takes the ports of outgoing connections
-/// from, so it stays free.
+/// A free port, which this process does not give out twice. It is below the range that Linux takes the ports of outgoing
+/// connections from, so only a process that asks for it takes it, such as another run of the tests.
 pub fn free_port() -> u16 {
     static FIRST: LazyLock<u16> = LazyLock::new(|| rand::random::<u16>() % 20_000);
     static GIVEN: AtomicU16 = AtomicU16::new(0);

@@ -155,7 +155,7 @@ impl Proxy {
         *self.faults.forged.lock().unwrap() = Some((command, reply.to_vec()));
     }
 
-    /// Whether a reply that was to be forged is not forged yet. Forgets it.
+    /// Stops forging. Returns whether the forged reply was still waiting for its command.
     pub fn stop_forging(&self) -> bool {
         self.faults.forged.lock().unwrap().take().is_some()
     }

@@ -219,7 +219,7 @@ impl Monitor<'_> {
 
 /// Starts a server on a free port.
 pub fn on_free_port(start: impl Fn(u16) -> Option<Redis>) -> Redis {
-    // Another process may take the port before the server binds it. Try again.
+    // Another process, such as another run of the tests, may take the port before the server binds it. Try again.
     (0..10).find_map(|_| start(free_port())).expect("redis-server does not start")
 }
 

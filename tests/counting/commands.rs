@@ -62,7 +62,7 @@ async fn commands_in_turns_on_two_instances() {
     let (redis, service, write) = start_warm().await;
     let services = [service, warm(&redis).await];
     let mut visitor = Visitor::new();
-    // Each instance finds out once.
+    // Each instance has to be wrong once before it reads first.
     for view in 1..=4 {
         assert_eq!(visitor.count(&services[view as usize % 2], "/").await, view);
     }
@@ -70,7 +70,7 @@ async fn commands_in_turns_on_two_instances() {
     for view in 5..=30 {
         assert_commands(&redis, &services[view % 2], &mut visitor, "/", 1 + write).await;
     }
-    // Other visitors profit from it, from the first view on.
+    // Other visitors profit from it at once.
     let mut other = Visitor::new();
     assert_commands(&redis, &services[0], &mut other, "/", 1).await;
     for view in 2..=10 {
@@ -110,9 +110,9 @@ async fn commands_for_a_session_that_is_over() {
     visitor.count(&service, "/").await;
     redis.cli(&["FLUSHALL"]);
     redis.executed();
-    // The instance remembers it. With IFEQ, null may mean that it has changed, so it is read.
+    // The instance remembers the session. With IFEQ, null may mean that the value has changed, so it reads.
     assert_commands(&redis, &service, &mut visitor, "/", 3).await;
-    // It knows nothing of it.
+    // It does not know this one.
     visitor.cookie = Some("id=AAAAAAAAAAAAAAAAAAAAAA".to_owned());
     assert_commands(&redis, &service, &mut visitor, "/", 2).await;
 }

@@ -34,7 +34,8 @@ async fn connections_are_cut_in_each_form() {
     }
 }
 
-/// Lets ten visitors view a page this often on both services, ten times at once, while connections are cut.
+/// Lets ten visitors view a page this often each, over both services and with ten views in flight, while connections are
+/// cut.
 async fn cut_continuously(redis: &Redis, services: [Service; 2], views: u64, least_cuts: u64) {
     const VISITORS: u64 = 10;
     /// Views of one visitor in flight at a time.

@@ -46,7 +46,7 @@ async fn the_form_is_found_at_connecting() {
     }
 }
 
-/// It refuses before it looks at the options, so only its first write tells the form.
+/// A full server refuses before it looks at the options. So its form is unknown until it has room and the service writes.
 #[tokio::test]
 async fn a_full_server_is_connected() {
     let redis = Redis::start();
@@ -68,7 +68,7 @@ async fn a_full_server_is_connected() {
     assert_eq!(visitor.count(&service, "/").await, 4);
 }
 
-/// With `IFEQ`, sessions that would share a call come one by one.
+/// Without scripts, each session that would share a call gets a `SET … IFEQ` of its own.
 #[tokio::test]
 async fn scripts_are_forbidden() {
     const VISITORS: usize = 20;
@@ -164,7 +164,7 @@ async fn leave(session: Session) -> Result<&'static str, Error> {
     Ok("gone")
 }
 
-/// Another instance, which remembers the session, is told to try again, and gives it no number.
+/// An instance that still remembers the session answers 503, and gives no number.
 #[tokio::test]
 async fn a_session_is_ended_on_another_instance() {
     for form in Form::ALL {

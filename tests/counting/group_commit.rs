@@ -91,7 +91,8 @@ async fn a_thousand_waiting_views_take_three_round_trips() {
 #[tokio::test]
 async fn sessions_that_share_a_call_execute_one_command_each() {
     const VISITORS: u64 = 32;
-    /// Each thread may make some at once before it waits for a reply, and one or two after it. One may bring the script.
+    /// The most commands that a thread's calls take beside one for each session. It may make several calls before the
+    /// first reply and one or two after it, and an `EVAL` may bring the script.
     const CALLS: u64 = 6;
     let (redis, proxy, service, visitor) = behind_proxy_in_slow_motion().await;
     let mut visitors = vec![Visitor::new(); VISITORS as usize];
@@ -274,7 +275,7 @@ async fn wait_for_disconnects(service: &Service, others: usize) {
     eventually("the clients' connections are closed", async || (connections(service) <= others).then_some(())).await;
 }
 
-/// The number of connections of the service: of its open files, because it opens no other files.
+/// The number of the service's open files. Here, only clients' connections change it.
 fn connections(service: &Service) -> usize {
     let files = std::fs::read_dir(format!("/proc/{}/fd", service.id()));
     files.unwrap().count()

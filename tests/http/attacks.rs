@@ -69,7 +69,7 @@ async fn assert_served(service: &Service, when: &str) {
 }
 
 async fn assert_all_closed(service: &Service, before: usize) {
-    // After the service has answered what it could, which takes its time.
+    // The service first answers what it can, which takes its time.
     let begin = Instant::now();
     while connections(service) > before {
         assert!(begin.elapsed() < LIMIT + 7 * LATE, "{} connections are left", connections(service));
@@ -192,7 +192,7 @@ fn a_client_that_takes_too_little_is_told() {
 }
 
 #[tokio::test]
-async fn a_visitor_gets_in_beside_5000_idle_connections() {
+async fn a_visitor_gets_in_while_5000_idle_connections_come() {
     if !may_connect(1500) {
         return;
     }

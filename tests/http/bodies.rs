@@ -1,6 +1,6 @@
-//! Promise: a client reads its response, whatever it sends that no page reads, and however it sends it: a body before
-//! it reads, a head that is too long, or nothing more because it has shut down its sending side. What is read of it is
-//! bounded in bytes and time.
+//! Promise: a client gets its response although it sends what no page reads: a body, a head that is too long, something
+//! malformed. What is read of it is bounded in bytes and time. Only a client that shuts down its sending side may get no
+//! response.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use reqwest::Method;
 
 use crate::common::{Nginx, Port, Redis, Service, TIMEOUT, Visitor};
 
-/// What is read of a body, and then again after the last response.
+/// At most this much of a body is read, and as much again after the last response.
 const BOUND: usize = 16 * 1024 * 1024;
 
 /// For how long each of these is read.
@@ -154,7 +154,7 @@ fn a_client_that_waits_to_be_asked_is_not_asked() {
 #[test]
 fn what_is_read_is_bounded_in_bytes() {
     let service = Service::start([]);
-    // A body, and then what follows the response; and the latter alone.
+    // First a body and what follows the response, then only the latter.
     for (head, bound) in [
         ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n", 2 * BOUND),
         ("GET / HTTP/1.1\r\nx: ", BOUND),

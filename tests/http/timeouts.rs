@@ -53,7 +53,7 @@ fn live(stream: &mut TcpStream) {
     }
 }
 
-/// Since the beginning, the limit has passed, and no more.
+/// Asserts that since `begin` the limit has passed, and not much more.
 fn assert_at_limit(begin: Instant, what: &str) {
     let took = begin.elapsed();
     assert!((LIMIT..LIMIT + LATE).contains(&took), "{what}: closed after {took:?}");
@@ -117,7 +117,7 @@ fn a_connection_rests_for_longer_than_that_of_a_load_balancer() {
     assert!((REST / SPEED..REST / SPEED + LATE).contains(&begin.elapsed()), "{:?}", begin.elapsed());
 }
 
-/// What a connection may rest does not hold for one whose client does not read.
+/// A client that does not read has less time than a connection at rest.
 #[test]
 fn a_client_that_takes_no_response_is_closed_although_it_was_answered_before() {
     let service = Service::start([]);
@@ -129,11 +129,11 @@ fn a_client_that_takes_no_response_is_closed_although_it_was_answered_before() {
             let requests = LIVE.repeat(1000);
             while stream.write_all(&requests).is_ok() {}
             let begin = Instant::now();
-            // The kernel says when: this client must not read.
+            // A write fails once the connection is closed. Reading would show that too, but this client must not read.
             stream.set_write_timeout(Some(LIMIT + TIMEOUT)).unwrap();
             let end = stream.write_all(&requests).map_err(|error| error.kind());
             assert!(!matches!(end, Ok(()) | Err(ErrorKind::WouldBlock)), "still connected: {end:?}");
-            // The service has waited since it could write no more, which was before.
+            // The service's wait began earlier, when it could write no more.
             assert!(begin.elapsed() < LIMIT + LATE, "{:?}", begin.elapsed());
         });
         scope.spawn(|| {
@@ -187,14 +187,14 @@ fn an_http_2_client_is_told_before_its_idle_connection_is_closed() {
         scope.spawn(|| {
             let begin = Instant::now();
             let mut stream = connect_http2(&service, false);
-            // First that no more are welcome, then the last one that was taken: none.
+            // The first GOAWAY says that no more streams are welcome, the second that none was taken.
             assert_eq!(read_goodbyes(&mut stream), [u32::MAX >> 1, 0]);
             assert_at_limit(begin, "an idle HTTP/2 connection");
         });
         scope.spawn(|| {
             let mut stream = connect_http2(&hurried, true);
             let begin = Instant::now();
-            // The clock runs too fast for the second one to be certain.
+            // The clock runs too fast for the second GOAWAY to be certain.
             assert_eq!(read_goodbyes(&mut stream).first(), Some(&(u32::MAX >> 1)));
             assert!(begin.elapsed() > BALANCER / SPEED, "{:?}", begin.elapsed());
         });
@@ -212,7 +212,7 @@ fn an_http_2_client_is_told_before_its_connection_gives_way() {
     let mut resting = connect(&service);
     live(&mut resting);
     let mut others: Vec<_> = (0..OTHERS).map(|_| connect(&service)).collect();
-    // If many come at once, there is no time for the second one.
+    // If many come at once, there is no time for the second GOAWAY.
     assert_eq!(read_goodbyes(&mut http2).first(), Some(&(u32::MAX >> 1)));
     wait_for_end(&mut resting, "the connection at rest");
     // The newest is served.

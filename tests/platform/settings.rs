@@ -10,7 +10,7 @@ use std::{
 
 use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, free_port, program, run};
 
-/// Part of every secret in this file.
+/// Part of most secrets in this file. It must not be printed.
 const MARK: &str = "hunter2";
 
 const VARIABLES: [&str; 6] = ["PORT", "REDIS_URL", "SESSION_TTL", "SESSION_SECRET", "SESSION_COOKIE", "RUST_LOG"];
@@ -92,7 +92,7 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
         ("REDIS_URL", "redis://localhost\nredis://hunter2", &["REDIS_URL", "line break", URLS]),
         ("REDIS_URL", "redis://localhost:0", &["REDIS_URL", "port 0", URLS]),
         ("REDIS_URL", "redis://one,two", &["REDIS_URL", "host", URLS]),
-        // What a URL says is used or refused.
+        // Nothing in a URL is ignored: what is not used is refused.
         ("REDIS_URL", "redis://localhost?db=3", &["REDIS_URL", "parameter", "redis:// does not know: db;", URLS]),
         ("REDIS_URL", "redis://localhost/3?db=3", &["REDIS_URL", "does not know: db;", "[/database]", URLS]),
         ("REDIS_URL", "redis://localhost?ssl=true", &["REDIS_URL", "does not know: ssl;", "rediss://", URLS]),

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 
 use crate::common::{Redis, Service, Visitor, eventually, one_core, program, threads};
 
-/// More connections than the service keeps on one thread.
+/// More connections than the service gives to one thread before it turns to the next.
 const FEW: usize = 10;
 
 /// Visitors with this cookie, each with a connection of their own.
@@ -25,8 +25,8 @@ fn connections(number: usize, cookie: Option<String>) -> Vec<Visitor> {
     visitors.collect()
 }
 
-/// A Redis with a service on it, all of whose threads are connected, and as many connections as it keeps on one thread,
-/// for each thread. Further ones are spread evenly.
+/// A Redis with a service on it, all of whose threads are connected, and [`FEW`] connections for each thread. Further
+/// ones are spread evenly.
 async fn start() -> (Redis, Service, Vec<Visitor>) {
     let redis = Redis::start();
     let service = Service::on(&redis);

@@ -12,7 +12,7 @@ use crate::common::{Process, Redis, Visitor, eventually, free_port, program, run
 /// Bytes that a pipe takes before a write to it blocks.
 const PIPE: usize = 65_536;
 
-/// Bytes of lines that wait, and as many that are being written.
+/// At most this many bytes of lines wait, and as many are being written.
 const WAITING: usize = 256 * 1024;
 
 /// How long a process waits for its last lines to be read, and again for its error message.
@@ -21,7 +21,7 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// What a busy machine may add to it.
 const LATE: Duration = Duration::from_secs(2);
 
-/// The program with these settings, after something has filled this output of its own, 1 or 2, which is a pipe.
+/// The program with these settings, one of whose outputs, 1 or 2, is a pipe that is full already.
 fn with_full_pipe<'a>(output: u8, settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Command {
     let program = program(settings);
     let mut shell = Command::new("sh");

@@ -73,15 +73,15 @@ async fn concurrent_views_on_two_instances() {
     }
 }
 
-/// A server in cluster mode that has all slots, as hosts offer behind one name, works with either scheme. Several
-/// sessions do not share a call there.
+/// Some hosts offer a single server in cluster mode, which has all slots. It works with either scheme. Several sessions
+/// do not share a call there.
 #[tokio::test]
 async fn one_server_with_all_slots() {
     let bus = free_port().to_string();
     let server = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
     server.expect_ok(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     eventually("the cluster is up", async || server.cli(&["CLUSTER", "INFO"]).contains("state:ok").then_some(())).await;
-    // It does not know its own address. This is how it says so, from Redis 7 on.
+    // It does not know its own address. From Redis 7 on, each of these settings makes it say so in another way.
     for unknown in ["ip", "hostname", "unknown-endpoint"] {
         server.cli(&["CONFIG", "SET", "cluster-preferred-endpoint-type", unknown]);
         for url in [server.url(), server.url().replace("redis", "redis-cluster")] {
@@ -104,7 +104,7 @@ async fn one_server_with_all_slots() {
 }
 
 #[tokio::test]
-async fn ended_sessions_leave_nothing_behind() {
+async fn deleted_sessions_leave_nothing_behind() {
     let cluster = Cluster::start().await;
     let [service, _] = instances(&cluster);
     let all_keys = || {
@@ -281,7 +281,7 @@ async fn a_master_freezes_under_load() {
         let counts: Vec<_> = views.iter().filter_map(|view| view.count).collect();
         let failed = views.len() - counts.len();
         if n < frozen {
-            // What one instance sent before the thaw may be counted after a view on the other.
+            // A view that one instance sent before the thaw may be counted after a later view on the other.
             assert!(failed > 0, "no view on the frozen master failed");
             assert!(counts.is_sorted_by(|one, next| one < next), "{counts:?}");
             assert!(counts.last().unwrap() - 1 <= views.len() as u64, "{counts:?} of {} views", views.len());

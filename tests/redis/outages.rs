@@ -296,7 +296,7 @@ async fn a_connection_dies_silently() {
 async fn an_idle_connection_is_closed() {
     const ENDED: &str = "the idle connection to Redis has ended";
     let redis = Redis::start();
-    // One thread, so that each connection in the log is the same one.
+    // One thread, so that the log tells of one link only.
     let service = Service::launch(&mut one_core([("REDIS_URL", redis.url().as_str()), ("RUST_LOG", "debug")]));
     let mut visitor = Visitor::new();
     for n in 1..=4 {

@@ -24,7 +24,7 @@ const MARK: &str = "hunter2";
 /// Asserts that the program exits with one line that names the cause, before it listens.
 fn assert_exits(url: &str, certificates: Option<&str>, cause: &str) {
     let stdout = assert_exits_in_time(url, certificates, cause);
-    // No platform sends it traffic.
+    // If it listened, a platform would send it traffic.
     assert!(!stdout.contains("listening"), "{stdout}");
 }
 
@@ -131,7 +131,7 @@ fn a_server_of_another_kind() {
     let sentinel = sentinel(&redis);
     assert_exits(&sentinel.url(), None, "unknown command");
     assert_exits(&sentinel.url().replace("redis", "redis-cluster"), None, "unknown command");
-    // It answers in clear text, and not as Redis does.
+    // This server answers in clear text, and not as Redis does.
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -144,7 +144,7 @@ fn a_server_of_another_kind() {
     assert_exits(&format!("rediss://{address}"), None, "TLS");
 }
 
-/// A server that is asked in the other way says nothing, or closes the connection.
+/// Asked with TLS, a plain server says nothing or hangs up; asked without, so does a TLS server.
 #[tokio::test]
 async fn a_scheme_that_is_wrong_about_tls() {
     let authority = Authority::new();
@@ -195,7 +195,7 @@ fn restrict(redis: &mut Redis, change: &[&str]) {
     redis.cli_options = ["--user", "admin", "--pass", "admin", "--no-auth-warning"].map(str::to_owned).into();
 }
 
-/// The rights that the README names are enough, also for a key pattern that allows no more than ids.
+/// The rights that docs/deploy.md names are enough, also for a key pattern that allows no more than ids.
 #[tokio::test]
 async fn a_user_with_just_the_rights() {
     for (change, database) in [(&[][..], ""), (&["+select"], "/1"), (&["resetkeys", "~??????????????????????"], "")] {
@@ -216,7 +216,7 @@ async fn a_user_with_just_the_rights() {
     }
 }
 
-/// Whatever is refused later has changed nothing, and is answered at once.
+/// What Redis refuses after the start has changed nothing, and its visitor is answered at once.
 #[tokio::test]
 async fn a_right_that_is_taken_away() {
     let mut redis = Redis::start();
@@ -241,7 +241,7 @@ async fn a_right_that_is_taken_away() {
     for (visitor, count) in visitors.iter_mut().zip(counts) {
         assert_eq!(visitor.count(&service, "/").await, count + 1);
     }
-    // It was never read as no answer.
+    // No refusal was taken for silence.
     let log = service.stop();
     assert!(!log.iter().any(|line| line.contains("does not answer")), "{log:#?}");
     assert!(log.iter().any(|line| line.contains("Redis refuses")), "{log:#?}");

@@ -1,6 +1,6 @@
 //! Promise: with `rediss://`, `rediss-cluster://` and `rediss-sentinel://`, the service uses Redis over TLS if the
-//! certificates are signed by a trusted authority. Cluster and Sentinel name servers by their addresses, so theirs hold
-//! addresses, as Memorystore's do.
+//! certificates are signed by a trusted authority. Cluster and Sentinel name servers by address, so those servers'
+//! certificates hold addresses, as Memorystore's do.
 
 use crate::common::{Authority, Cluster, Redis, Service, Visitor, sentinel_with};
 use tokio::{

@@ -72,7 +72,7 @@ async fn a_setting_names_the_cookie() {
             for count in 2..=3 {
                 assert_eq!(visitor.count(&service, "/").await, count, "{cookie}");
             }
-            // Firebase Hosting passes this one on, and no other.
+            // Under another name, the value names no session.
             let other = Visitor::with_cookie(format!("other={}", value.unwrap())).count(&service, "/").await;
             assert_eq!(other, 1, "{name}: the value under another name");
         }
@@ -101,7 +101,7 @@ async fn a_line_break_at_the_end_of_a_secret_is_no_part_of_it() {
         assert_eq!(visitor.count(&start(OTHER, Some(&secret)), "/").await, count + 1, "{end:?}");
         assert_eq!(visitor.count(&start(SECRET, Some(OTHER)), "/").await, count + 2, "{end:?}");
     }
-    // All else is.
+    // Any other white space is part of it.
     for other in [format!(" {SECRET}"), format!("{SECRET} "), format!("\n{SECRET}")] {
         assert_eq!(visitor.clone().count(&start(&other, None), "/").await, 1, "{other:?}");
     }

@@ -1,5 +1,5 @@
 //! Promise: tower-sessions-redis-store reads what the service writes, and the service goes on with what that store wrote,
-//! also before or after its own writes. The pages' own data and the counts are what they were.
+//! in whatever order the two write. The pages' own data and the counts are what they were.
 
 use std::collections::HashMap;
 
@@ -127,7 +127,7 @@ async fn the_service_goes_on_with_what_tower_sessions_wrote() {
     assert_eq!(entry.data, values());
 }
 
-/// In any order of its map, with the service's entry in any place.
+/// Whatever the order of the record's map, and wherever in it the service's entry is.
 #[tokio::test]
 async fn both_write_a_session_in_turns() {
     let redis = Redis::start();
@@ -143,7 +143,7 @@ async fn both_write_a_session_in_turns() {
         // A HashMap of its own, whose order is another one.
         record.data = record.data.into_iter().collect();
         store.save(&record).await.unwrap();
-        // One instance remembers another value; each takes over what was saved.
+        // What an instance remembers is out of date. It takes over what was saved.
         let service = if turn % 3 == 0 { other } else { service };
         assert_eq!(visitor.count(&service, "/foo").await, turn);
         record.data.remove(ENTRY);
@@ -154,9 +154,9 @@ async fn both_write_a_session_in_turns() {
     }
 }
 
-/// The revision before kept counts in a hash beside the record, which has the path of the first view.
+/// An earlier revision kept the counts in a hash beside the record. The record has the path of the first view.
 #[tokio::test]
-async fn records_of_the_revision_before() {
+async fn records_of_an_earlier_revision() {
     let redis = Redis::start();
     let (service, store) = start(&redis).await;
     let data = HashMap::from([("1".to_owned(), json!("/foo")), ("cart".to_owned(), json!(["a", "b"]))]);
@@ -167,5 +167,5 @@ async fn records_of_the_revision_before() {
         assert_eq!(visitor.count(&service, path).await, count, "counts begin anew");
     }
     assert_kept(service, &mut visitor, &data).await;
-    assert_eq!(redis.cli(&["HGET", &counts, "/foo"]), "7", "what the revision before still uses");
+    assert_eq!(redis.cli(&["HGET", &counts, "/foo"]), "7", "the earlier revision still uses it");
 }
