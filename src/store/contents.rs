@@ -15,11 +15,8 @@
 use std::{borrow::Cow, collections::HashMap, mem};
 
 use fred::bytes::Bytes;
-use rmp::{
-    Marker,
-    decode::{self, RmpRead},
-    encode,
-};
+use rmp::{Marker, decode, encode};
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 use smallvec::SmallVec;
 use time::OffsetDateTime;
@@ -244,48 +241,25 @@ impl<'a> Contents<'a> {
         encode::write_str(value, KEY).ok()?;
         let parts = if self.is_ended { 2 } else { 3 + u8::from(self.begun.is_some()) };
         value.push(Marker::FixArray(parts).into());
-        write_uint(value, self.version)?;
+        encode::write_uint(value, self.version).ok()?;
         value.push(Marker::FixArray(2 * self.writes.len() as u8).into());
         for write in &self.writes {
-            write_uint(value, write.instance)?;
-            write_uint(value, write.number)?;
+            encode::write_uint(value, write.instance).ok()?;
+            encode::write_uint(value, write.number).ok()?;
         }
         if !self.is_ended {
             encode::write_map_len(value, self.counts.len().try_into().ok()?).ok()?;
             for (path, count) in &self.counts {
                 encode::write_str(value, path).ok()?;
-                write_uint(value, *count)?;
+                encode::write_uint(value, *count).ok()?;
             }
             if let Some(begun) = self.begun {
                 encode::write_sint(value, begun).ok()?;
             }
         }
         value.extend_from_slice(&self.own.pairs);
-        write_time(expiry, value)
+        rmp_serde::encode::write(value, &expiry).ok()
     }
-}
-
-/// Writes a number. Nearly all are small, and rmp takes several times as long for them.
-fn write_uint(value: &mut Vec<u8>, number: u64) -> Option<()> {
-    match u8::try_from(number) {
-        Ok(small @ ..0x80) => value.push(small),
-        _ => drop(encode::write_uint(value, number).ok()?),
-    }
-    Some(())
-}
-
-/// Writes a time in UTC as serde does: its year, day of the year, hour, minute, second, nanosecond, and the three parts
-/// of its offset.
-fn write_time(time: OffsetDateTime, value: &mut Vec<u8>) -> Option<()> {
-    let (year, day) = time.to_ordinal_date();
-    let (hour, minute, second, nano) = time.to_hms_nano();
-    value.push(Marker::FixArray(9).into());
-    write_uint(value, year.try_into().ok()?)?;
-    write_uint(value, day.into())?;
-    value.extend_from_slice(&[hour, minute, second]);
-    write_uint(value, nano.into())?;
-    value.extend_from_slice(&[0, 0, 0]);
-    Some(())
 }
 
 fn read<'a>(id: &Id, value: &'a [u8]) -> Option<Contents<'a>> {
@@ -361,36 +335,7 @@ fn has_depth(value: &Value, most: usize) -> bool {
 
 /// Passes over one MessagePack value, with all that it contains.
 fn skip(rest: &mut &[u8]) -> Option<()> {
-    let mut left: u64 = 1;
-    while left > 0 {
-        left -= 1;
-        let bytes: u32 = match decode::read_marker(rest).ok()? {
-            Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => 0,
-            Marker::U8 | Marker::I8 => 1,
-            Marker::U16 | Marker::I16 => 2,
-            Marker::U32 | Marker::I32 | Marker::F32 => 4,
-            Marker::U64 | Marker::I64 | Marker::F64 => 8,
-            Marker::FixStr(length) => length.into(),
-            Marker::Str8 | Marker::Bin8 => rest.read_data_u8().ok()?.into(),
-            Marker::Str16 | Marker::Bin16 => rest.read_data_u16().ok()?.into(),
-            Marker::Str32 | Marker::Bin32 => rest.read_data_u32().ok()?,
-            container => {
-                left += match container {
-                    Marker::FixArray(length) => length.into(),
-                    Marker::FixMap(length) => 2 * u64::from(length),
-                    Marker::Array16 => rest.read_data_u16().ok()?.into(),
-                    Marker::Array32 => rest.read_data_u32().ok()?.into(),
-                    Marker::Map16 => 2 * u64::from(rest.read_data_u16().ok()?),
-                    Marker::Map32 => 2 * u64::from(rest.read_data_u32().ok()?),
-                    // tower-sessions writes none of the others.
-                    _ => return None,
-                };
-                0
-            }
-        };
-        rest.split_off(..usize::try_from(bytes).ok()?)?;
-    }
-    Some(())
+    IgnoredAny::deserialize(&mut rmp_serde::Deserializer::new(rest)).ok().map(drop)
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ fn with_deadline(response: impl Future<Output = Result<Response, Infallible>>) -
         Ok(Ok(response)) => response,
         Err(_) => {
             warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
-            Error::TimedOut.into_response()
+            Error::Unanswered.into_response()
         }
     })
 }

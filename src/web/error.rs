@@ -33,9 +33,6 @@ pub enum Error {
     /// The view was not counted: the store could not be reached, or refused.
     #[error("your session cannot be reached, please try again")]
     NotCounted,
-    /// The view may have been counted: the store did not answer, or not readably.
-    #[error("your session cannot be reached, please try again")]
-    MaybeCounted,
     /// The page could not read or write the session's data, or the session layer could not save it.
     #[error("your session cannot be reached, please try again")]
     Session,
@@ -45,9 +42,10 @@ pub enum Error {
     /// The session has no room for the change.
     #[error("your session is full")]
     TooLarge,
-    /// There was no answer within [`store::DEADLINE`].
+    /// The view may have been counted, or the change made: the store did not answer, or not readably, or the page did not
+    /// within [`store::DEADLINE`].
     #[error("your session cannot be reached, please try again")]
-    TimedOut,
+    Unanswered,
 }
 
 impl Error {
@@ -72,8 +70,7 @@ impl Error {
             Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
             Self::Session => "This page's data may not have been saved. No earlier view is affected.",
-            Self::MaybeCounted => "This view may or may not have been counted. No other view is affected.",
-            Self::TimedOut => "Your view or change may or may not have been stored. No other is affected.",
+            Self::Unanswered => "Your view or change may or may not have been stored. No other is affected.",
         }
     }
 
@@ -108,7 +105,7 @@ impl From<store::Error> for Error {
     /// The error of counting a view. The store has logged the error.
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Unanswered | store::Error::Garbled => Self::MaybeCounted,
+            store::Error::Unanswered | store::Error::Garbled => Self::Unanswered,
             store::Error::Ended => Self::Ended,
             store::Error::TooLarge(_) => Self::TooLarge,
             _ => Self::NotCounted,
