@@ -291,18 +291,21 @@ async fn commands_executed() {
     let redis = Redis::start();
     let write = if redis.has_ifeq() { 1 } else { 2 };
     let [services, _] = services(&redis).await;
-    let service = &services[0];
+    let [service, another] = &services[..] else { panic!("{services:?}") };
     let mut visitor = Visitor::new();
     body(&mut visitor, service, "/counted/add").await;
     body(&mut visitor, service, "/counted/add").await;
     redis.executed();
-    for (path, expected) in [
-        ("/add", write),
-        ("/counted/add", 2 * write),
+    for (service, path, expected) in [
+        (service, "/add", write),
+        (service, "/counted/add", 2 * write),
         // Reading takes one on a page that is not counted.
-        ("/show/number", 1),
-        ("/set/text/x", 1 + write),
-        ("/set/text/x", 1),
+        (service, "/show/number", 1),
+        (service, "/set/text/x", 1 + write),
+        (service, "/set/text/x", 1),
+        (another, "/show/number", 1),
+        // It remembers what it has read.
+        (another, "/add", write),
     ] {
         body(&mut visitor, service, path).await;
         let executed = redis.executed();

@@ -289,7 +289,7 @@ impl World {
     }
 
     /// Judges what became of a change. Returns it if it was applied, `Some(None)` if it was not, and `None` if nobody can
-    /// tell.
+    /// tell: without an answer, or if the session is over, since the change may have been applied before.
     fn judge_outcome(
         &mut self,
         id: Id,
@@ -311,7 +311,7 @@ impl World {
             }
             Some(Ok(None)) => {
                 self.judge_absence(id, kind);
-                Some(None)
+                None
             }
             Some(Err(Error::Unanswered)) => {
                 let cannot_tell = self.truth.cannot_tell(instance, id, before.since);
@@ -365,11 +365,10 @@ impl World {
 
     pub fn judge_view(&mut self, id: Id, path: &str, before: &Before, instance: usize, outcome: Option<Outcome>) {
         let judged = self.judge_outcome(id, before, instance, outcome, "a view");
-        // Without a count in the answer, or without an answer, it may have been counted, for example before the session
-        // was over. (After most errors it cannot have been, but that is not checked here.)
-        let Some(Some(Applied { count, value })) = judged else {
+        let Some(applied) = judged else {
             return self.truth.visit(id).open.entry(path.to_owned()).or_default().1 += 1;
         };
+        let Some(Applied { count, value }) = applied else { return };
         let seen = self.decode(id, &value);
         if seen.is_ended {
             self.count_at_end(id, path, count);
@@ -400,8 +399,8 @@ impl World {
         let fails = matches!(outcome, Some(Err(Error::Mismatched)));
         let kind = if fails { "a failing item" } else { "an item" };
         match self.judge_outcome(id, before, instance, outcome, kind) {
-            None | Some(None) if fails => {}
-            None | Some(None) => _ = self.truth.visit(id).unanswered.insert(item),
+            None => _ = self.truth.visit(id).unanswered.insert(item),
+            Some(None) => {}
             Some(Some(applied)) => {
                 let seen = self.decode(id, &applied.value);
                 must!(self, seen.is_ended || seen.items.contains(&item), "item {item} is not in {seen:?}");
@@ -416,7 +415,8 @@ impl World {
 
     pub fn judge_end_of_session(&mut self, id: Id, before: &Before, instance: usize, outcome: Option<Outcome>) {
         match self.judge_outcome(id, before, instance, outcome, "an end") {
-            None | Some(None) => _ = self.truth.perhaps_ended.insert(id),
+            None => _ = self.truth.perhaps_ended.insert(id),
+            Some(None) => {}
             Some(Some(applied)) => {
                 let seen = Seen::read(id, &applied.value);
                 must!(self, seen.is_some_and(|seen| seen.is_ended), "a session is not ended");
