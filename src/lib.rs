@@ -11,10 +11,11 @@
 //! A request's way:
 //! - [`web::app`]: every route, and what surrounds each request.
 //! - `web/cookie.rs` reads and makes the cookie.
-//! - [`web::counting`], the middleware that counts the view, or [`web::session`], which only gives the session.
+//! - [`web::counting`], the middleware that counts the view, or that of [`web::session`], which does not. In both cases
+//!   [`web::session`] gives the page its session, then saves that and sets the cookie.
 //! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. With the types in
-//!   [`web::page_state`], a handler that takes an `AtomicSession` or a `ViewCount` compiles only on a route that provides
-//!   it. A missing plain `Session` fails at run time.
+//!   [`web::route_state`], a handler that takes an `AtomicSession` or a `ViewCount` compiles only on a route that provides
+//!   it. A handler that takes tower-sessions' plain `Session` compiles anywhere, and fails at run time where there is none.
 //! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that
 //!   no other request can undo.
 //! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.

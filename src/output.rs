@@ -8,7 +8,7 @@ use std::{
     cell::Cell,
     fmt::Display,
     io::{self, Write},
-    mem, panic,
+    mem, panic, process,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -138,12 +138,13 @@ pub fn print_error(problem: impl Display) {
     }
 }
 
-/// From now on, a panic waits, but not for long, until these lines and then its own are written. In a release build, it
-/// then ends the process.
+/// From now on, a panic waits, but not for long, until these lines and then its own are written, and ends the
+/// process: in a task alone, it would leave views waiting for a call that nobody makes any more.
 pub fn print_panics(lines: Lines) {
     panic::set_hook(Box::new(move |panic| {
         lines.wait_until_written();
         let thread = thread::current();
         print_error(format_args!("thread '{}' {panic}", thread.name().unwrap_or("?")));
+        process::abort();
     }));
 }

@@ -24,7 +24,7 @@ use tower_sessions::session::Id;
 use tracing::info;
 
 use crate::config::Config;
-use change::{Change, Outcome};
+use change::{Change, NewId, Outcome};
 use committer::{Committer, Instance};
 use compare_and_set::CompareAndSet;
 use contents::Contents;
@@ -38,7 +38,7 @@ use ttl::SessionTtl;
 /// The sessions, for one thread. A clone is another handle on the same store.
 ///
 /// A session ends [`Config::session_ttl`] after its last view or save, and no more than 5 seconds later; or
-/// [`Config::session_max_age`] after it began or its visitor last logged in. The store logs its failures itself.
+/// [`Config::session_max_age`] after it began or its visitor last logged in. The store logs its failures itself, but for those of [`Self::ready`].
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Backend>);
 
@@ -116,17 +116,20 @@ impl Store {
     /// and value; nothing if there is no such session.
     ///
     /// # Errors
-    /// As for [`Self::change`]. After [`Error::Unanswered`] or [`Error::Garbled`] the session may have ended; after any
-    /// other error it goes on under its old id.
+    /// As for [`Self::change`], but for [`Error::Unanswered`] and [`Error::Garbled`]: see [`NewId::is_in_doubt`]. After
+    /// an error, there is no new session, and the old one is what it was.
     pub async fn change_id(
         &self,
         old: &Id,
         change: impl FnMut(&mut Contents) -> Result<(), Error>,
-    ) -> Result<Option<(Id, Bytes)>, Error> {
+    ) -> Result<Option<NewId>, Error> {
         let changed = match &*self.0 {
             Backend::Redis { committer, .. } => committer.change_id(old, change).await,
             Backend::Memory(memory) => memory.change_id(old, change),
         };
+        if let Ok(Some(NewId { is_in_doubt: true, .. })) = changed {
+            Error::Unanswered.report();
+        }
         changed.inspect_err(Error::report)
     }
 

@@ -23,6 +23,7 @@ mod sessions {
     mod logins;
     mod own_data;
     mod records;
+    mod steps;
     mod updates;
 }
 

@@ -42,7 +42,7 @@ impl Change {
     ///
     /// # Errors
     /// [`Error::Ended`] if the session was ended; [`Error::TooLarge`]; [`Error::Contended`] if it holds another value
-    /// than [`Change::EndIf`] says; those of [`Change::Data`]. Then nothing is changed.
+    /// than [`Change::EndIf`] says; [`Error::Unreadable`]; those of [`Change::Data`]. Then nothing is changed.
     pub fn apply<'a>(&'a mut self, contents: &mut Contents<'a>) -> Result<u64, Error> {
         if contents.is_ended {
             return Err(Error::Ended);
@@ -72,6 +72,17 @@ pub struct Applied {
     pub count: u64,
     /// The session's value with this change, see [`Contents`].
     pub value: Bytes,
+}
+
+/// A session that goes on under a new id.
+#[derive(Clone, Debug)]
+pub struct NewId {
+    /// The new id.
+    pub id: Id,
+    /// The session's value under it, see [`Contents`].
+    pub value: Bytes,
+    /// Whether nobody can tell if the session has ended under its old id.
+    pub is_in_doubt: bool,
 }
 
 /// What became of a change; nothing if there is no such session.

@@ -66,7 +66,7 @@ use tokio::{
 use tower_sessions::session::Id;
 
 use super::{
-    change::{Applied, Change, Outcome},
+    change::{Applied, Change, NewId, Outcome},
     compare_and_set::{CompareAndSet, SendCommand, Swap, Swapped},
     contents::{self, Contents, Fate, WriteId},
     error::Error,
@@ -80,13 +80,13 @@ use super::{
 /// instance at once.
 const MAX_CHANGES: usize = 2 * MAX_BATCH;
 
-/// If an instance has written a session after a conflict with another one, and more changes wait already, it does not
-/// write the session again for at least this long. Changes that arrive meanwhile share the next write.
+/// After a conflict with another instance over a session, an instance writes the session once. If more changes of it
+/// wait by then, it pauses for at least this long before the next write, which those that arrive meanwhile share.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
-/// If another instance is among a session's last writers, whoever makes one in so many of the session's writes leaves it
-/// alone for [`BREAK`] then. Otherwise the instance nearest to Redis could always be first, and nothing of another's
-/// would ever be stored.
+/// If several instances are among a session's last writers, the one that makes each 25th write of the session then leaves
+/// it alone for [`BREAK`]. Otherwise the instance nearest to Redis could always be first, and nothing of another's would
+/// ever be stored.
 const BREAK_EVERY: u64 = 25;
 
 /// Long enough for one and a half round trips of the others.
@@ -197,7 +197,7 @@ enum Source {
     /// It was read or written just now.
     #[default]
     Redis,
-    /// It was found in place of another one, or read after a pause for others: other instances write the session too.
+    /// It was found in place of another one, or read after a pause for others, who write the session too.
     Contended,
 }
 
@@ -245,6 +245,8 @@ enum Written {
     NotStored(Bytes),
     /// The session is over.
     Gone,
+    /// Nothing was written. What the session holds must be read first.
+    Outdated,
     /// It was not stored if the error says so. What the session holds is not known.
     Failed(Error),
 }
@@ -326,8 +328,8 @@ impl<R: SendCommand> Committer<R> {
     /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new id
     /// and value; nothing if there is no such session.
     ///
-    /// First the new session stands, then the old one ends, unless it has changed in between: then the new one is made
-    /// again. Nobody knows the new id until this returns.
+    /// First the new session stands, then the old one ends, unless it has changed in between: then the new one is deleted
+    /// and made again. Nobody knows the new id until this returns.
     ///
     /// # Errors
     /// See [`super::Store::change_id`].
@@ -335,19 +337,24 @@ impl<R: SendCommand> Committer<R> {
         &self,
         old: &Id,
         mut change: impl FnMut(&mut Contents) -> Result<(), Error>,
-    ) -> Result<Option<(Id, Bytes)>, Error> {
+    ) -> Result<Option<NewId>, Error> {
         let Shared { redis, compare_and_set, .. } = &*self.0;
         let since = Instant::now();
         while let Some(value) = self.read(old).await? {
             let mut going_on = Contents::decode(old, &value)?;
             change(&mut going_on)?;
-            let new = self.create(&going_on).await.map_err(without_effect)?;
+            let (id, new_value) = self.create(&going_on).await.map_err(without_effect)?;
             let ended = self.change(*old, Change::EndIf(*old, value.clone())).await;
-            if let Ok(Some(_)) = ended {
-                return Ok(Some(new));
+            match ended {
+                Ok(Some(_)) => return Ok(Some(NewId { id, value: new_value, is_in_doubt: false })),
+                // The old session may have ended: then nothing but the new one is left.
+                Err(Error::Unanswered | Error::Garbled) => {
+                    return Ok(Some(NewId { id, value: new_value, is_in_doubt: true }));
+                }
+                _ => {}
             }
             // If this fails, the new session expires.
-            let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &new.0).await;
+            let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &id).await;
             match ended {
                 Err(Error::Contended) if since.elapsed() < RETRY_WINDOW => {}
                 ended => return ended.map(|_| None),
@@ -513,12 +520,17 @@ impl<R: SendCommand> Shared<R> {
             Ok((.., None)) => return Err((Written::Gone, changes)),
             Err(error) => return Err((Written::Failed(error), changes)),
         };
+        if source == Source::Remembered && changes.iter().any(|waiting| waiting.count.is_err()) {
+            // Perhaps they do not fail with what the session holds by now.
+            return Err((Written::Outdated, changes));
+        }
         for waiting in changes.extract_if(.., |waiting| waiting.count.is_err()) {
             let outcome = waiting.count.clone().map(|_| None);
             waiting.answer(outcome);
         }
         if changes.is_empty() {
-            return Err((Written::NotStored(expected), changes));
+            // It holds what it held.
+            return Err((Written::Stored(expected), changes));
         }
         Ok((Swap { id, expected, new, ttl }, Draft { write, replaced, source, takes_break, changes }))
     }
@@ -537,7 +549,7 @@ impl<R: SendCommand> Shared<R> {
                 _ if source != Source::Remembered => {}
                 Written::Stored(_) => sessions.remembered.learn(true),
                 Written::NotStored(_) | Written::Gone => sessions.remembered.learn(false),
-                Written::Failed(_) => {}
+                Written::Outdated | Written::Failed(_) => {}
             }
             let busy = sessions.busy.get_mut(&id);
             let mut waiting = busy.map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
@@ -566,9 +578,13 @@ impl<R: SendCommand> Shared<R> {
                     answers.extend(changes.into_iter().chain(waiting).map(|waiting| (waiting, Ok(None))));
                     (None, Vec::new())
                 }
+                Written::Outdated => {
+                    changes.extend(waiting);
+                    (None, changes)
+                }
                 Written::Failed(error) => {
                     answers.extend(changes.into_iter().map(|waiting| (waiting, Err(error.clone()))));
-                    // They may have waited as long as this call took, and would again.
+                    // What has arrived meanwhile may have waited as long as this call took, and would again.
                     if is_outage {
                         refuse(mem::take(&mut waiting), &mut answers);
                     }

@@ -38,8 +38,8 @@ pub fn no_session(number: u32) -> String {
 
 /// What sends commands to Redis: the link, a single client, or what plays Redis in tests.
 pub trait SendCommand: Send + Sync + 'static {
-    /// Sends a command once. What waits for a connection sends it no later than `send_by`. `key` is the index of its
-    /// first key among the arguments; a command without keys goes to any server.
+    /// Sends a command once. An implementation that must first wait for a connection does not send it after `send_by`.
+    /// `key` is the index of its first key among the arguments; a command without keys goes to any server.
     ///
     /// # Errors
     /// [`Error::Unanswered`] if there is no reply: it may have been executed, and may yet be. Any other error if it has
@@ -205,8 +205,8 @@ impl CompareAndSet {
         redis.send(send_by, "DEL", Some(0), vec![id.to_string().into()]).await.map(drop)
     }
 
-    /// Swaps sessions: one, or several if [`Self::takes_many`]. Gives the result of each. It may be sent again after an
-    /// error, and has no effect then if it had one before.
+    /// Swaps sessions: one, or several if [`Self::takes_many`]. Gives the result of each. After an error
+    /// it may be sent again: if an earlier sending took effect, a later one has none.
     ///
     /// # Errors
     /// As for [`SendCommand::send`], and [`Error::Garbled`], for the whole call.

@@ -40,7 +40,7 @@ const DATA_BEGIN: usize = ID_BEGIN.len() + 16;
 /// which nobody can tell whether they were counted.
 pub const WRITERS: usize = 4;
 
-/// The most bytes of a session. A change that would make a larger one is refused.
+/// The most bytes of a session, but for its first counts. A change that would make a larger one is refused.
 pub const MAX_SESSION_BYTES: usize = 64 * 1024;
 
 /// Counts may take this many bytes even if the session exceeds [`MAX_SESSION_BYTES`]: another program, which knows no
@@ -66,7 +66,7 @@ pub struct WriteId {
 /// Whether a write was stored, as far as a later value tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It was stored before this value.
+    /// It was stored: before this value, or it is this value.
     Stored,
     /// It was not, and never will be.
     NotStored,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tower_sessions::session::Id;
 
 use super::{
-    change::{Applied, Change, Outcome},
+    change::{Applied, Change, NewId, Outcome},
     contents::Contents,
     error::Error,
     ttl::{SessionTtl, unix_time},
@@ -42,9 +42,6 @@ struct StoredSession {
     value: Bytes,
     ends: Instant,
 }
-
-/// A value, and how long it lives.
-type Encoded = (Bytes, Duration);
 
 impl StoredSession {
     /// About how many bytes the session takes.
@@ -99,7 +96,7 @@ impl MemoryStore {
         &self,
         old: &Id,
         mut change: impl FnMut(&mut Contents) -> Result<(), Error>,
-    ) -> Result<Option<(Id, Bytes)>, Error> {
+    ) -> Result<Option<NewId>, Error> {
         let mut new = None;
         let ended = self.write(old, |value| {
             let mut contents = Contents::decode(old, value)?;
@@ -108,7 +105,8 @@ impl MemoryStore {
             }
             let mut going_on = contents.clone();
             change(&mut going_on)?;
-            new = Some(self.create(&going_on)?);
+            let (id, value) = self.create(&going_on)?;
+            new = Some(NewId { id, value, is_in_doubt: false });
             contents.end();
             Ok((0, self.ttl.encode(old, &mut contents, unix_time())?))
         })?;
@@ -116,7 +114,7 @@ impl MemoryStore {
     }
 
     /// Replaces a session's value, if there is one, by the one that `next` returns, together with a count.
-    fn write(&self, id: &Id, next: impl FnOnce(&[u8]) -> Result<(u64, Option<Encoded>), Error>) -> Outcome {
+    fn write(&self, id: &Id, next: impl FnOnce(&[u8]) -> Result<(u64, Option<(Bytes, Duration)>), Error>) -> Outcome {
         let Some(session) = self.cache.get(id) else { return Ok(None) };
         let mut session = session.lock();
         let now = Instant::now();

@@ -81,7 +81,7 @@ async fn init(config: &Config) -> Result<(Client, ConnectHandle), RedisError> {
 /// this way, and looks for a host named `""` or `"?"`.
 ///
 /// # Errors
-/// `error`, with the host names of which one is unknown, if it is not such a Cluster.
+/// If it is not such a Cluster: `error`, followed by the host names, one of which is unknown.
 async fn init_single_node_cluster(error: RedisError, config: Config) -> Result<(Client, ConnectHandle), RedisError> {
     let (names, server) = match masters(&config).await {
         Some((server, masters)) => (masters.into_iter().map(|(host, _)| host).collect(), Some(server)),

@@ -278,7 +278,8 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 }
 
 /// Connects, and reconnects whenever the client is lost: at once, then with backoff. A client that ends while it is
-/// idle is replaced once a command needs it: that is no news, and providers bill commands, also those that connect.
+/// idle is replaced only once a command needs it, because providers also bill the commands that connecting takes. That is
+/// logged at `debug` only.
 ///
 /// Logs when the client is lost, or in doubt, and when there is a new one; see [`OutageLog`]. In between it logs errors
 /// from Redis and its certificate, but network failures at `debug` only.

@@ -17,9 +17,9 @@ pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(750);
 
 const _: () = assert!(RETRY_WINDOW.as_millis() + ATTEMPT_TIMEOUT.as_millis() <= DEADLINE.as_millis());
 
-/// The pause before the next attempt doubles from the first to the last, because moving a Cluster's keys takes a while.
+/// The pause after the first attempt. It doubles with each further one, because moving a Cluster's keys takes a while.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LAST_PAUSE: Duration = Duration::from_millis(40);
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
 /// The outcome of a command that may have been sent several times.
 #[derive(Debug)]
@@ -61,6 +61,6 @@ pub async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
             return Answer { reply, is_in_doubt };
         }
         sleep(pause).await;
-        pause = LAST_PAUSE.min(2 * pause);
+        pause = LONGEST_PAUSE.min(2 * pause);
     }
 }

@@ -14,8 +14,8 @@ pub const ENDED_TTL: Duration = Duration::from_secs(30);
 /// How long sessions live.
 ///
 /// Every write of a session gives it its time to live again, counted by Redis from the write's arrival. The setting
-/// counts from the answer, which comes at most [`DEADLINE`] later: so that is added. A session's age is counted by the
-/// clocks of the instances.
+/// counts from the answer, which comes at most [`DEADLINE`] later. Therefore [`DEADLINE`] is added to it. A session's age
+/// is counted by the clocks of the instances.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionTtl {
     idle: Duration,

@@ -52,8 +52,8 @@ pub struct Activity {
     busy: AtomicUsize,
     /// Requests whose response is not taken yet.
     untaken: AtomicUsize,
-    /// When the connection came or was told to end, or a response was last made, a part of one taken, or half a request
-    /// came: in ms since `requests.begin`.
+    /// The latest of these moments, in ms since `requests.begin`: the connection came, it was told to end, a response was
+    /// made, a part of one was taken, or a later request began to arrive.
     last: AtomicU64,
     /// Whether a response was ever made.
     has_answered: AtomicBool,
@@ -134,7 +134,7 @@ impl Activity {
         Some(pending)
     }
 
-    /// Notes that bytes came, which seem to end a request or not.
+    /// Notes that bytes came, and whether they seem to end a request.
     pub fn note_bytes(&self, is_end: bool) {
         let is_mid_request = !is_end && !self.is_http2.load(Relaxed);
         if is_mid_request == self.is_mid_request.load(Relaxed) {

@@ -19,9 +19,8 @@ use super::{
     counting,
     error::{self, Error},
     format::Format,
-    health,
-    page_state::{Counted, Uncounted},
-    pages,
+    health, pages,
+    route_state::{Counted, Uncounted},
     session::{self, Sessions},
 };
 use crate::{

@@ -8,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tower_sessions::Session;
 
-use super::{error::Error, page_state::HasSession, request_store::RequestStore};
+use super::{error::Error, request_store::RequestStore, route_state::HasSession};
 use crate::store::{self, change::Change};
 
 /// The request's session, for changes that no other request can undo, on any instance. Handlers extract it, beside or in

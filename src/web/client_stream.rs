@@ -17,11 +17,11 @@ use tokio::{
 
 use super::activity::Activity;
 
-/// The most bytes that are read and dropped, of a body and again after the last response. It stops a client that would
-/// keep the process busy with a body that never ends.
+/// The most bytes that are read and dropped: so many of a body, and so many again after this side has ended the
+/// connection. It stops a client that would keep the process busy with a body that never ends.
 pub(super) const DROPPED_MAX: usize = 16 * 1024 * 1024;
 
-/// The longest time that each of these takes. It stops a client that sends a byte from time to time.
+/// The longest time that each of the two may take. It stops a client that sends a byte from time to time.
 pub(super) const DROPPING_TIME: Duration = Duration::from_secs(5);
 
 /// A client's connection.

@@ -11,7 +11,7 @@ use super::{
     atomic_session::AtomicSession,
     cross_site::is_forged,
     error::Error,
-    page_state::Counted,
+    route_state::Counted,
     session::{OpenSession, Sessions, first_alive},
 };
 use crate::store::change::Change;
@@ -41,7 +41,7 @@ impl FromRequestParts<Counted> for ViewCount {
 /// the browser asks again when the visitor comes.
 ///
 /// # Errors
-/// [`Error::Prefetch`], [`Error::CrossSite`], those of [`crate::store::Store::change`] and of [`OpenSession::answer`].
+/// [`Error::Prefetch`], [`Error::CrossSite`], those of [`crate::store::Store::change`].
 pub async fn count_view(State(sessions): State<Sessions>, request: Request, page: Next) -> Result<Response, Error> {
     if is_prefetch(request.headers()) {
         return Err(Error::Prefetch);
@@ -50,7 +50,7 @@ pub async fn count_view(State(sessions): State<Sessions>, request: Request, page
         return Err(Error::CrossSite);
     }
     let (count, session) = count(&sessions, request.uri().path(), request.headers()).await?;
-    session.answer(request, Some(count), page).await
+    Ok(session.answer(request, Some(count), page).await)
 }
 
 /// Counts the view in the first session that lives, of those that the request's cookies name. If none does, the view is

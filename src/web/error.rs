@@ -42,8 +42,8 @@ pub enum Error {
     /// The session has no room for the change.
     #[error("your session is full")]
     TooLarge,
-    /// The view may have been counted, or the change made: the store did not answer, or not readably, or the page did not
-    /// within [`store::DEADLINE`].
+    /// Nobody can tell whether the view was counted, because the store gave no answer or an unreadable one; or what the
+    /// page has done, because it took longer than [`store::DEADLINE`].
     #[error("your session cannot be reached, please try again")]
     Unanswered,
 }
@@ -66,11 +66,11 @@ impl Error {
             Self::MethodNotAllowed => "Nothing was counted, and nothing you sent was saved.",
             Self::Prefetch => "Nothing was counted.",
             Self::CrossSite => "Nothing was counted or changed.",
-            Self::Ended => "You have logged in or out in another tab. Nothing was counted or saved.",
+            Self::Ended => "You have logged in or out in another tab. This page's data was not saved.",
             Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
-            Self::Session => "This page's data may not have been saved. No earlier view is affected.",
-            Self::Unanswered => "Your view or change may or may not have been stored. No other is affected.",
+            Self::Session => "This page's data may not have been saved.",
+            Self::Unanswered => "Your view or change may or may not have been stored.",
         }
     }
 

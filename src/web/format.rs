@@ -43,7 +43,7 @@ pub enum Format {
 pub struct Page<'a> {
     /// The requested path.
     pub path: &'a str,
-    /// The whole response, as text.
+    /// One sentence. A response in text consists of it alone.
     pub sentence: Cow<'static, str>,
     /// What the sentence means, in one line.
     pub meaning: &'a str,

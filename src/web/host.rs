@@ -4,8 +4,9 @@ use std::net::Ipv6Addr;
 
 use axum::http::{Request, Version, header::HOST, uri::Authority};
 
-/// Whether a request names its host as HTTP demands (RFC 9112, 3.2; RFC 9113, 8.3.1). A proxy that takes another host
-/// from an ambiguous request than this service does can be led to give one visitor's response to another.
+/// Whether a request names its host as HTTP demands (RFC 9112, 3.2; RFC 9113, 8.3.1). If a proxy and
+/// this service read different hosts from one ambiguous request, the proxy can be led to give one visitor's response to
+/// another.
 ///
 /// HTTP/1.1 needs exactly one `Host`; other versions need none. Where there is one, or a URI with an authority, it must
 /// be a host and perhaps a port. Over HTTP/2, both must agree.

@@ -13,7 +13,7 @@ use futures_util::stream::empty;
 use super::{
     counting::ViewCount,
     format::{Format, Page},
-    page_state::Counted,
+    route_state::Counted,
 };
 use crate::config::Config;
 
@@ -42,8 +42,8 @@ pub fn meaning(config: &Config) -> Arc<str> {
     meaning.into()
 }
 
-/// `HEAD` of a counted page: the headers of `GET`. It is no view, so there is no number, and therefore no
-/// `Content-Length`.
+/// `HEAD` of a counted page: the headers of a page in the requested format. It is no view, so there is no number, and
+/// therefore no `Content-Length`.
 pub async fn head(format: Format) -> Response {
     format.respond(Body::from_stream(empty::<Result<Bytes, Infallible>>()))
 }

@@ -16,16 +16,16 @@ use tower_sessions::{
 
 use crate::store::{
     Error, Store,
-    change::Change,
+    change::{Change, NewId},
     contents::{Contents, Data},
 };
 
 /// The store of one request's [`Session`].
 ///
-/// tower-sessions loads and saves whole records; the last one to save would undo what others did meanwhile. Here, what
-/// a page changed is found by comparing the record with what was loaded, and only these keys are changed. And a session
-/// that the page ends, or that goes on under another id, ends only when the page has answered, so that the new
-/// one is stored before.
+/// tower-sessions loads and saves whole records; the last one to save would undo what others did meanwhile. Here, the
+/// record is compared with what was loaded, and only the keys whose values differ are changed. And a session that the
+/// page ends, or that goes on under another id, ends only with the next save, at the latest when the page has answered:
+/// the new one is stored before.
 #[derive(Debug)]
 pub struct RequestStore {
     store: Store,
@@ -42,12 +42,50 @@ struct State {
     loaded: Option<Data>,
     /// The path of a new visitor's view.
     first_view: Option<Box<str>>,
-    /// The session that is to end.
+    /// The session that is to end: with its data, or to go on under another id.
     ending: Option<Id>,
+    /// Whether it ends with its data, whatever the page does after that.
+    is_flushed: bool,
     /// Whether its age begins anew when it goes on under another id.
     restarts_age: bool,
+    /// Whether this request has written the session, and so renewed it.
+    is_renewed: bool,
     /// Why the store failed last.
     failure: Option<Error>,
+}
+
+/// How a page has changed a session's data.
+#[derive(Clone)]
+struct Difference {
+    changed: Vec<(String, Value)>,
+    /// The removed keys; none if all others are, because the page never loaded the data.
+    removed: Option<Vec<String>>,
+}
+
+impl Difference {
+    fn new(loaded: Option<&Data>, data: &Data) -> Self {
+        let is_changed = |(key, value): &(&String, &Value)| loaded.and_then(|loaded| loaded.get(*key)) != Some(*value);
+        let changed = data.iter().filter(is_changed).map(|(key, value)| (key.clone(), value.clone()));
+        let removed = loaded.map(|loaded| loaded.keys().filter(|key| !data.contains_key(*key)).cloned());
+        Self { changed: changed.collect(), removed: removed.map(Iterator::collect) }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.changed.is_empty() && self.removed.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// The data of a session that begins with it.
+    fn of_nothing(&self) -> Data {
+        self.changed.iter().cloned().collect()
+    }
+
+    fn apply(&self, data: &mut Data) {
+        match &self.removed {
+            Some(removed) => data.retain(|key, _| !removed.contains(key)),
+            None => data.clear(),
+        }
+        data.extend(self.changed.iter().cloned());
+    }
 }
 
 impl RequestStore {
@@ -81,7 +119,7 @@ impl RequestStore {
         let mut state = self.state.lock();
         match changed {
             Ok(Some(applied)) => {
-                state.value = Some(applied.value);
+                (state.value, state.is_renewed) = (Some(applied.value), true);
                 Ok(true)
             }
             Ok(None) => {
@@ -114,112 +152,121 @@ impl RequestStore {
         })
     }
 
-    async fn begin(&self, data: &Data, first_view: Option<&str>) -> Result<(Id, Bytes), Error> {
+    /// Begins a session with this data, and with a new visitor's first view.
+    async fn begin(&self, data: &Data) -> Result<(Id, Bytes), Error> {
+        let first_view = self.state.lock().first_view.clone();
         let mut contents = Contents::default();
         // `Store` reports its own errors, but not these two.
         contents.set_data(data).inspect_err(Error::report)?;
-        if let Some(path) = first_view {
+        if let Some(path) = &first_view {
             contents.count(path).inspect_err(Error::report)?;
         }
         Box::pin(self.store.create(&contents)).await
     }
 
+    /// From now on, the request has this session. Its record holds this data.
+    fn go_on_with(&self, (id, value): (Id, Bytes), data: &Data) {
+        let (id, value, loaded) = (Some(id), Some(value), Some(data.clone()));
+        *self.state.lock() = State { id, value, loaded, is_renewed: true, ..State::default() };
+    }
+
+    fn difference(&self, data: &Data) -> Difference {
+        Difference::new(self.state.lock().loaded.as_ref(), data)
+    }
+
     async fn end(&self, id: Id) -> Result<(), Error> {
         self.store.change(id, Change::End).await?;
-        let mut state = self.state.lock();
-        (state.ending, state.id) = (None, None);
+        *self.state.lock() = State::default();
         Ok(())
     }
 
-    /// The change that a save makes: of the keys that the page has changed, or of all if it never loaded the data.
-    fn change_of_save(&self, data: &Data) -> impl FnMut(&mut Data) -> Result<(), Error> + Send + use<> {
-        let state = self.state.lock();
-        let loaded = state.loaded.as_ref();
-        let is_changed = |(key, value): &(&String, &Value)| loaded.and_then(|loaded| loaded.get(*key)) != Some(*value);
-        let changed = data.iter().filter(is_changed).map(|(key, value)| (key.clone(), value.clone()));
-        let changed: Vec<_> = changed.collect();
-        let removed = loaded.map(|loaded| loaded.keys().filter(|key| !data.contains_key(*key)).cloned());
-        let removed: Option<Vec<_>> = removed.map(Iterator::collect);
-        move |data| {
-            match &removed {
-                Some(removed) => data.retain(|key, _| !removed.contains(key)),
-                None => data.clear(),
-            }
-            data.extend(changed.iter().cloned());
-            Ok(())
-        }
-    }
-
     async fn create_session(&self, record: &Record) -> Result<Id, Error> {
-        let (ending, first_view) = {
-            let mut state = self.state.lock();
-            (state.ending, state.first_view.take())
+        let (ending, is_flushed, restarts_age) = {
+            let state = self.state.lock();
+            (state.ending, state.is_flushed, state.restarts_age)
         };
-        let (id, value) = match ending {
-            None => self.begin(&record.data, first_view.as_deref()).await?,
+        let new = match ending {
+            None => self.begin(&record.data).await?,
             // `flush` has emptied the record but kept its id.
-            Some(old) if old == record.id => {
-                let new = match record.data.is_empty() {
-                    true => None,
-                    false => Some(self.begin(&record.data, None).await?),
-                };
+            Some(old) if old == record.id || is_flushed => {
+                let new = if record.data.is_empty() { None } else { Some(self.begin(&record.data).await?) };
                 self.end(old).await?;
-                let Some(new) = new else { return Ok(old) };
+                let Some(new) = new else { return Ok(record.id) };
                 new
             }
             // `cycle_id` has given the record another id.
             Some(old) => {
-                let mut change = self.change_of_save(&record.data);
-                let restarts_age = self.state.lock().restarts_age;
-                let change_contents = |contents: &mut Contents<'_>| {
+                let difference = self.difference(&record.data);
+                let change = |contents: &mut Contents<'_>| {
                     if restarts_age {
                         contents.begun = None;
                     }
-                    contents.change(&mut change)
+                    contents.change(|data| {
+                        difference.apply(data);
+                        Ok(())
+                    })
                 };
-                match Box::pin(self.store.change_id(&old, change_contents)).await? {
-                    Some(new) => new,
-                    // The session is over: what the page changed begins another one.
-                    None => {
-                        let mut data = Data::new();
-                        change(&mut data)?;
-                        self.begin(&data, None).await?
+                match Box::pin(self.store.change_id(&old, change)).await? {
+                    Some(NewId { id, value, is_in_doubt: false }) => (id, value),
+                    // The visitor goes on with the new session, which stands for certain.
+                    Some(NewId { id, value, .. }) => {
+                        let mut state = self.state.lock();
+                        (state.id, state.value) = (Some(id), Some(value));
+                        return Err(Error::Unanswered);
                     }
+                    None => self.begin(&difference.of_nothing()).await?,
                 }
             }
         };
-        let mut state = self.state.lock();
-        (state.id, state.ending) = (Some(id), None);
-        (state.value, state.loaded) = (Some(value), Some(record.data.clone()));
+        let id = new.0;
+        self.go_on_with(new, &record.data);
         Ok(id)
     }
 
     async fn save_session(&self, record: &Record) -> Result<(), Error> {
-        let ending = self.state.lock().ending;
-        if ending == Some(record.id) {
+        if self.state.lock().ending == Some(record.id) {
             return self.end(record.id).await;
         }
-        let change = Change::Data(Box::new(self.change_of_save(&record.data)));
+        let difference = self.difference(&record.data);
+        if difference.is_nothing() && self.state.lock().is_renewed {
+            return Ok(());
+        }
+        let change = difference.clone();
+        let change = Change::Data(Box::new(move |data| {
+            change.apply(data);
+            Ok(())
+        }));
         if self.change(change).await? {
             self.state.lock().loaded = Some(record.data.clone());
+            return Ok(());
+        }
+        // The session is over: what the page has changed begins another one.
+        let data = difference.of_nothing();
+        if !data.is_empty() {
+            let new = self.begin(&data).await?;
+            self.go_on_with(new, &record.data);
         }
         Ok(())
     }
 
-    async fn load_session(&self, id: &Id) -> Result<Option<Record>, Error> {
-        let value = self.state.lock().value.take();
+    async fn load_session(&self) -> Result<Option<Record>, Error> {
+        let (id, value) = {
+            let mut state = self.state.lock();
+            (state.id, state.value.take())
+        };
+        let Some(id) = id else { return Ok(None) };
         let value = match value {
             Some(value) => Some(value),
-            None => self.store.read(id).await?,
+            None => self.store.read(&id).await?,
         };
         let Some(value) = value else {
             self.state.lock().id = None;
             return Ok(None);
         };
-        let data = Contents::decode(id, &value).and_then(|contents| contents.data()).inspect_err(Error::report)?;
+        let data = Contents::decode(&id, &value).and_then(|contents| contents.data()).inspect_err(Error::report)?;
         self.state.lock().loaded = Some(data.clone());
         // The expiry date is not used.
-        Ok(Some(Record { id: *id, data, expiry_date: OffsetDateTime::UNIX_EPOCH }))
+        Ok(Some(Record { id, data, expiry_date: OffsetDateTime::UNIX_EPOCH }))
     }
 }
 
@@ -230,21 +277,23 @@ impl SessionStore for RequestStore {
         Ok(())
     }
 
-    /// Saves what the page has changed, if the session lives, and renews it. A session that is over stays over: its data
-    /// is dropped.
+    /// Saves what the page has changed, and renews the session; or ends it, after [`Self::delete`]. A session that is over
+    /// stays over: what the page has changed begins another one.
     async fn save(&self, record: &Record) -> session_store::Result<()> {
         self.checked(self.save_session(record).await)
     }
 
-    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        self.checked(self.load_session(id).await)
+    /// Loads the request's session, also if it has another id by now.
+    async fn load(&self, _: &Id) -> session_store::Result<Option<Record>> {
+        self.checked(self.load_session().await)
     }
 
-    /// Lets the session end when the page has answered.
+    /// Lets the session end with the next save. A session that has not begun needs no end.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
         let mut state = self.state.lock();
-        // A session that has not begun needs no end.
-        state.ending = state.id.filter(|begun| begun == id);
+        // `cycle_id` comes only once with the session's id. So what came first with it was `flush` or `delete`.
+        state.is_flushed |= state.ending == Some(*id);
+        state.ending = state.id;
         Ok(())
     }
 }

@@ -49,8 +49,8 @@ use crate::{store::DEADLINE, warnings::warn_once_a_minute};
 /// it does not read, is kept in two buffers of this size for each connection.
 const HEAD_MAX: usize = 16 * 1024;
 
-/// The most requests that one HTTP/2 connection has at a time. RFC 9113, 6.5.2 recommends at least 100, but 1,000
-/// clients that ask so often and take nothing would hold 150 MB in h2 alone. A proxy can open more connections.
+/// The most requests that one HTTP/2 connection has at a time. RFC 9113, 6.5.2 recommends at least 100; but
+/// with 100 each, 1,000 clients that take no response would hold 150 MB in h2 alone. A proxy can open more connections.
 const MAX_STREAMS: u32 = 16;
 
 /// What an HTTP/2 client may send of a body before a page reads it: RFC 9113's default. hyper's is a megabyte.

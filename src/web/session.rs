@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use fred::bytes::Bytes;
 use tower_sessions::{Session, session::Id};
@@ -74,8 +74,8 @@ impl Sessions {
     }
 }
 
-/// Tries the sessions that these cookies name, one after another, until one is alive: then `attempt` returns
-/// something for its id. Returns that with its cookie, or else only the last cookie.
+/// Tries the sessions that these cookies name, one after another, until `attempt` returns something for an id: that
+/// session is alive. Returns this with the session's cookie; if none is alive, only the last cookie.
 ///
 /// # Errors
 /// As for `attempt`; [`store::Error::Ended`] if none is alive, and one was ended just now.
@@ -108,48 +108,54 @@ impl OpenSession {
     /// page changed it or ended it, or if it begins with this view, unless the response is a server error. And gives the
     /// response the cookie that it needs.
     ///
-    /// # Errors
-    /// [`Error::Ended`] if another request has ended the session, [`Error::TooLarge`] if it has no room for the change,
-    /// [`Error::Session`] if it cannot be saved.
-    pub async fn answer(self, mut request: Request, count: Option<u64>, page: Next) -> Result<Response, Error> {
+    /// The response is [`Error::Ended`] if another request has ended the session, [`Error::TooLarge`] if it has no room
+    /// for the change, [`Error::Session`] if it cannot be saved.
+    pub async fn answer(self, mut request: Request, count: Option<u64>, page: Next) -> Response {
         let extensions = request.extensions_mut();
         extensions.insert(self.session.clone());
         extensions.insert(AtomicSession::new(self.store.clone(), self.session.clone(), count));
-        let mut response = page.run(request).await;
-        let Self { cookie, received, store, session } = self;
+        let response = page.run(request).await;
+        let saved = self.save(response.status(), response.extensions().get().copied()).await;
+        let mut response = saved.map_or_else(Error::into_response, |()| response);
+        let Self { cookie, received, store, .. } = self;
+        let header = match (store.id(), received) {
+            // If another request has ended the session, its response may have brought another cookie.
+            (None, _) if saved.is_err() => None,
+            (Some(id), Some(received)) if id == received.id && (saved.is_err() || !received.needs_resigning) => None,
+            (Some(id), _) => cookie.with_id(id),
+            // The request's session is gone: the page ended it, or it had expired.
+            (None, received) => received.and_then(|_| cookie.removal()),
+        };
+        header.map(|header| response.headers_mut().append(header::SET_COOKIE, header));
+        response
+    }
+
+    /// Saves the session, if it must be saved, after the page has answered with this status, or this error.
+    async fn save(&self, status: StatusCode, answered: Option<Error>) -> Result<(), Error> {
+        let Self { store, session, .. } = self;
         let is_to_be_saved = store.must_be_saved() || session.is_modified() && !session.is_empty().await;
-        if is_to_be_saved && !response.status().is_server_error() {
+        if is_to_be_saved && !status.is_server_error() {
             // Boxed: otherwise every request's future would reserve space for this rare path.
             let saved = Box::pin(session.save()).await;
             saved.map_err(|error| store.failure().map_or_else(|| error.into(), Error::of_data))?;
         }
         match store.failure() {
             // Whatever the page has answered: its session was ended.
-            Some(store::Error::Ended) => return Err(Error::Ended),
+            Some(store::Error::Ended) => Err(Error::Ended),
             // The page saved the session itself and returned the error, of which tower-sessions had kept only a text.
-            Some(store::Error::TooLarge(_)) if response.extensions().get() == Some(&Error::Session) => {
-                return Err(Error::TooLarge);
-            }
-            _ => {}
+            Some(store::Error::TooLarge(_)) if answered == Some(Error::Session) => Err(Error::TooLarge),
+            _ => Ok(()),
         }
-        let header = match (store.id(), received) {
-            (Some(id), Some(received)) if id == received.id && !received.needs_resigning => None,
-            (Some(id), _) => cookie.with_id(id),
-            // The request's session is gone: the page ended it, or it had expired.
-            (None, received) => received.and_then(|_| cookie.removal()),
-        };
-        header.map(|header| response.headers_mut().append(header::SET_COOKIE, header));
-        Ok(response)
     }
 }
 
 /// Gives the request its session, as middleware. It counts nothing; the session is renewed only when it is saved.
 ///
 /// # Errors
-/// [`Error::CrossSite`], and as for [`OpenSession::answer`].
+/// [`Error::CrossSite`]; [`Error::Session`] if several cookies came, and their sessions cannot be read.
 pub async fn give_session(State(sessions): State<Sessions>, request: Request, page: Next) -> Result<Response, Error> {
     if is_forged(&request) {
         return Err(Error::CrossSite);
     }
-    sessions.find(request.headers()).await?.answer(request, None, page).await
+    Ok(sessions.find(request.headers()).await?.answer(request, None, page).await)
 }

@@ -110,6 +110,19 @@ async fn a_value_that_is_too_large() {
     assert_eq!(redis.keys().len(), 3, "a session that nobody has");
 }
 
+/// An instance that remembers a full session asks Redis before it refuses.
+#[tokio::test]
+async fn another_instance_has_made_room() {
+    let redis = Redis::start();
+    let settings = ["--redis-url", &redis.url()];
+    let (first, second) = (start(&settings).await, start(&settings).await);
+    let mut visitor = Visitor::new();
+    assert_eq!(visitor.count(&first, "/").await, 1);
+    assert_eq!(visitor.view(&first, "/keep/60000").await.body, "kept");
+    assert_eq!(visitor.view(&second, "/keep/10").await.body, "kept");
+    assert_eq!(visitor.count(&first, &format!("/named/{}", "x".repeat(8000))).await, 1);
+}
+
 /// A client chooses the parameter, so it could let its session grow.
 #[tokio::test]
 async fn a_path_with_a_parameter() {

@@ -303,6 +303,8 @@ async fn commands_executed() {
         (service, "/show/number", 1),
         (service, "/set/text/x", 1 + write),
         (service, "/set/text/x", 1),
+        // What the page has saved already is not saved again.
+        (service, "/mixed", 1 + 4 * write),
         (another, "/show/number", 1),
         // It remembers what it has read.
         (another, "/add", write),

@@ -9,7 +9,7 @@ use std::{
 
 use cloud_run_sessions::store::{
     DEADLINE, Error,
-    change::Change,
+    change::{Change, NewId},
     committer::Committer,
     compare_and_set::{CompareAndSet, SendCommand},
     contents::{Contents, Data, is_ended},
@@ -332,6 +332,11 @@ async fn change_id(visitor: usize, id: Id, item: u64, instance: Instance, patien
     world(|world| world.truth.ends_begun.insert(id, Instant::now()));
     let add = |contents: &mut Contents| contents.change(|data| add_item(data, item));
     let outcome = timeout(patience.min(DEADLINE), instance.committer().change_id(&id, add)).await.ok();
+    // A visitor who cannot know whether the session has ended under this id keeps it here.
+    let outcome = outcome.map(|outcome| match outcome? {
+        Some(new) if new.is_in_doubt => Err(Error::Unanswered),
+        new => Ok(new.map(|NewId { id, value, .. }| (id, value))),
+    });
     world(|world| {
         if let Some(Ok(Some((new, _)))) = &outcome {
             world.leave(visitor, id, Some(*new));
