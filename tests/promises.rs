@@ -16,11 +16,11 @@ mod counting {
 
 /// What a session holds, and when it begins and ends.
 mod sessions {
-    mod bounded;
     mod cookie;
     mod full_sessions;
     mod lifetime;
     mod logins;
+    mod memory_bound;
     mod own_data;
     mod records;
     mod steps;
@@ -30,11 +30,11 @@ mod sessions {
 /// Requests and connections, also those of clients that mean harm.
 mod http {
     mod attacks;
-    mod bodies;
     mod hosts;
     mod malformed;
     mod pages;
     mod timeouts;
+    mod unread_input;
 }
 
 /// Redis alone, in a Cluster, behind Sentinel and over TLS: when it fails, refuses, or replies nonsense.

@@ -28,10 +28,7 @@ pub fn table(ours: &Figures, express: &Figures) -> String {
     let idle = |figures: &Figures| per_view(figures, Load::Connections(1));
     let both =
         |name: &str, show: &dyn Fn(&Figures) -> String| format!("| {name} | {} | {} |\n", show(ours), show(express));
-    let money = |commands: f64| {
-        let all = commands * MILLION;
-        format!("{:.2} M executed, {:.2} dollars", all / MILLION, all * PRICE)
-    };
+    let money = |commands: f64| format!("{commands:.2} M executed, {:.2} dollars", commands * MILLION * PRICE);
     let mut text = String::from("| | cloud-run-sessions | Express |\n|---|---|---|\n");
     text += &both("views/s of an instance with one core: 0.7 / CPU per view", &|f| format!("{:.0}", BUSY / load(f).0));
     text += &both("views/s of one Redis, which uses one core: 0.7 / its CPU per view", &|f| {

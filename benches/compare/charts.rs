@@ -44,6 +44,11 @@ impl Whose {
             Self::Peer => "peer",
         }
     }
+
+    /// The attribute of its names and figures.
+    fn text_class(self) -> &'static str {
+        if self == Self::Service { " class=\"service\"" } else { "" }
+    }
 }
 
 /// A group of bars.
@@ -108,7 +113,7 @@ pub fn bars(groups: &[Bars]) -> String {
                 let y = top + HEAD + n as f64 * STEP;
                 let width = (bar.value / most * (COLUMN - NAMES - LABELS)).max(1.0);
                 let (class, text, x) = (bar.whose.class(), y + 12.5, left + NAMES);
-                let text_class = if bar.whose == Whose::Service { " class=\"service\"" } else { "" };
+                let text_class = bar.whose.text_class();
                 let _ = writeln!(
                     content,
                     "<text x=\"{:.0}\" y=\"{text}\" text-anchor=\"end\"{text_class}>{}</text>\
@@ -188,7 +193,7 @@ pub fn lines(title: &str, hint: &str, places: &[String], axis: &str, lines: &[Li
     let wanted: Vec<_> = order.iter().map(|line| last(line)).collect();
     for (line, name_y) in order.iter().zip(spread(&wanted, STEP, HEIGHT - BOTTOM)) {
         let (y, class) = (last(line), line.whose.class());
-        let text_class = if line.whose == Whose::Service { " class=\"service\"" } else { "" };
+        let text_class = line.whose.text_class();
         let _ = writeln!(
             content,
             "<path d=\"M{} {y:.1}L{} {name_y:.1}\" class=\"{class}\"/>\

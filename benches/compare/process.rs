@@ -1,6 +1,7 @@
 //! Processes that are killed when their value is dropped.
 
 use std::{
+    iter,
     net::TcpListener,
     process::{Child, Command},
     time::Duration,
@@ -29,7 +30,9 @@ impl Drop for Process {
     }
 }
 
+/// A free port, below the range that Linux takes the ports of outgoing connections from: none of these takes it before
+/// it is used.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    iter::repeat_with(|| rand::random::<u16>() % 20_000 + 10_000).find(is_free).unwrap()
 }

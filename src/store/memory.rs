@@ -23,7 +23,7 @@ use super::{
 pub const MAX_MEMORY_BYTES: u64 = 40_000_000;
 
 /// The bytes of a session without its value: estimated from the sizes of the types, and checked by
-/// `tests/sessions/bounded.rs`.
+/// `tests/sessions/memory_bound.rs`.
 const SESSION_BYTES: usize = 500;
 
 /// The steps in which a session's value is weighed. Most changes of it are smaller.

@@ -16,12 +16,7 @@ const FORMS: [&str; 4] = ["the page", "the 404", "the 405", "the 503"];
 async fn open(form: &str, browser: &Browser, service: &Service, redis: &Redis) {
     match form {
         "the 404" => browser.open(service, "/nothing").await,
-        "the 405" => {
-            let url = format!("http://127.0.0.1:{}/bar", service.port);
-            let form = format!("data:text/html,<form method=post action={url}><button>send");
-            browser.driver.goto(form).await.unwrap();
-            browser.follow("button").await;
-        }
+        "the 405" => browser.send_form(service, "/bar").await,
         "the 503" => {
             redis.expect_ok(&["CONFIG", "SET", "maxmemory", "1"]);
             browser.open(service, "/foo").await;

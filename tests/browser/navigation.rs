@@ -1,7 +1,7 @@
 //! Promise: a real browser shows the correct count after every kind of navigation. The page needs no
 //! script, causes no console message and no failed request, and loads nothing but itself.
 
-use crate::common::{Browser, Exchange, Front, Redis, Service, eventually};
+use crate::common::{Browser, Exchange, Front, Redis, Service, eventually, free_port};
 use serde_json::json;
 use thirtyfour::{Key, SameSite};
 
@@ -191,14 +191,14 @@ async fn the_page_causes_no_problem_and_no_other_request() {
 #[tokio::test]
 async fn the_session_survives_a_restart_of_the_service() {
     let redis = Redis::start();
-    let service = Service::on(&redis);
-    let port = service.port;
+    // No outgoing connection takes this port while the service is away.
+    let settings = [("REDIS_URL", redis.url()), ("PORT", free_port().to_string())];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let service = Service::start(settings);
     let browser = Browser::start().await;
     browser.open(&service, "/foo").await;
     browser.reload().await;
     service.stop();
-    let settings = [("REDIS_URL", redis.url()), ("PORT", port.to_string())];
-    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
     let _service = Service::start(settings);
     browser.reload().await;
     assert_eq!(browser.views().await, 3);
@@ -272,10 +272,7 @@ async fn an_error_page_links_back() {
     assert_eq!(browser.path().await, "/foo");
     assert_eq!(browser.views().await, 1);
 
-    let url = format!("http://127.0.0.1:{}/bar", service.port);
-    let form = format!("data:text/html,<form method=post action={url}><button>send");
-    browser.driver.goto(form).await.unwrap();
-    browser.follow("button").await;
+    browser.send_form(&service, "/bar").await;
     let sentence = browser.text("h1").await;
     assert!(sentence.contains("does not accept this method"), "{sentence}");
     browser.follow("main a").await;

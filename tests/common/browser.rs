@@ -116,6 +116,14 @@ impl Browser {
         self.driver.goto(url).await.unwrap();
     }
 
+    /// Sends a `POST` to a page of the service, from a form elsewhere.
+    pub async fn send_form(&self, service: &impl Port, path: &str) {
+        let url = format!("http://127.0.0.1:{}{path}", service.port());
+        let form = format!("data:text/html,<form method=post action={url}><button>send");
+        self.driver.goto(form).await.unwrap();
+        self.follow("button").await;
+    }
+
     pub async fn reload(&self) {
         self.driver.refresh().await.unwrap();
     }

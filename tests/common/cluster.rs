@@ -1,6 +1,6 @@
 //! A Redis Cluster: three masters, and optionally a replica of the first.
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
 use super::{Authority, Redis, eventually, free_port, redis::wait_for_replication};
 
@@ -20,9 +20,9 @@ impl Cluster {
         Self::start_of(3, 15_000, None).await
     }
 
-    /// Starts three masters and a replica of the first. A short timeout makes it take over quickly.
+    /// Starts three masters and a replica of the first. It takes over after a shorter timeout.
     pub async fn start_with_replica() -> Self {
-        Self::start_of(4, 1_000, None).await
+        Self::start_of(4, 5_000, None).await
     }
 
     /// Starts three masters that accept only TLS, with certificates for their address.
@@ -95,8 +95,7 @@ impl Cluster {
     /// Kills the first master, waits until its replica is promoted, and returns the time of that.
     pub async fn kill_first_master(&mut self) -> Instant {
         let replica = self.replica.take().unwrap();
-        let _killed = std::mem::replace(&mut self.masters[0], replica);
-        drop(_killed);
+        drop(mem::replace(&mut self.masters[0], replica));
         let promoted = &self.masters[0];
         eventually("the replica is promoted", async || (promoted.role() == "master").then(Instant::now)).await
     }

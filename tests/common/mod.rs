@@ -6,21 +6,23 @@ mod cluster;
 mod dialect;
 mod front;
 pub mod http2;
+mod in_process;
 mod load;
 mod nginx;
-mod pages;
 mod proxy;
 mod redis;
 mod sentinel;
 mod service;
 mod tls;
 mod visitor;
+mod waiting;
 
 use std::{
     fs,
     io::{self, Write},
     iter,
     net::TcpListener,
+    ops::Range,
     process::{Child, Command, ExitStatus},
     sync::{
         LazyLock,
@@ -34,15 +36,16 @@ pub use browser::{Browser, Scheme};
 pub use cluster::{Cluster, Migration};
 pub use dialect::{Dialect, Form};
 pub use front::{Exchange, Front};
+pub use in_process::serve;
 pub use load::{Load, View};
 pub use nginx::Nginx;
-pub use pages::serve;
-pub use proxy::{Proxy, behind_proxy, behind_proxy_as, behind_proxy_in_slow_motion};
+pub use proxy::{Proxy, behind_proxy, behind_proxy_as, behind_proxy_in_slow_motion, far_from};
 pub use redis::{Redis, wait_for_replication};
 pub use sentinel::{Sentinels, sentinel, sentinel_with};
-pub use service::{Service, libfaketime, libnss_wrapper, one_core, program, run, threads};
+pub use service::{Service, in_slow_motion, libfaketime, libnss_wrapper, one_core, program, run, threads};
 pub use tls::Authority;
-pub use visitor::{Answer, Port, Visitor, session_id};
+pub use visitor::{Answer, Port, Visitor, connect, number, session_id};
+pub use waiting::Waiting;
 
 /// The longest that a test waits for one thing, unless it says otherwise. After that, it fails.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -62,6 +65,22 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
     }
 }
 
+/// Asserts that these are all the numbers of the range, each once, in any order.
+pub fn assert_each_once(mut counts: Vec<u64>, numbers: Range<u64>) {
+    counts.sort_unstable();
+    let wrong = counts.iter().zip(numbers.clone()).find(|(count, right)| **count != *right);
+    assert_eq!(wrong, None, "the first wrong number and the expected one, of {counts:?}");
+    assert_eq!(counts.len() as u64, numbers.end - numbers.start, "how many of {numbers:?} there are: {counts:?}");
+}
+
+/// Says that the current test is left out, and why. It is written past the test harness, which shows what is printed
+/// only if a test fails.
+pub fn leave_out(why: &str) {
+    let test = thread::current();
+    let line = format!("left out: {}, {why}\n", test.name().unwrap());
+    io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
 /// Whether the limit of open files allows a test to hold this many connections. If not, says that the test is left out.
 pub fn may_connect(times: u64) -> bool {
     /// Files that a test has open besides.
@@ -72,11 +91,7 @@ pub fn may_connect(times: u64) -> bool {
     let limit = limit.split_whitespace().next().unwrap().parse().unwrap_or(u64::MAX);
     let has_room = times + OTHERS <= limit;
     if !has_room {
-        // Written past the test harness, which shows what is printed only if a test fails.
-        let test = thread::current();
-        let test = test.name().unwrap();
-        let line = format!("left out: {test} needs {} open files, the limit is {limit}\n", times + OTHERS);
-        io::stderr().write_all(line.as_bytes()).unwrap();
+        leave_out(&format!("which needs {} open files, and the limit is {limit}", times + OTHERS));
     }
     has_room
 }
@@ -115,6 +130,11 @@ pub fn signal(process: u32, name: &str) {
     // The shell's built-in: not every machine has `kill` as a program.
     let status = Command::new("sh").args(["-c", "kill -s $0 $1", name, &process.to_string()]).status();
     assert!(status.unwrap().success());
+}
+
+/// Whether the system has IPv6.
+pub fn has_ipv6() -> bool {
+    TcpListener::bind(("::1", 0)).is_ok()
 }
 
 /// A free port, which this process does not give out twice. It is below the range that Linux takes the ports of outgoing

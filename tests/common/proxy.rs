@@ -16,7 +16,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Dialect, Form, Port, Redis, Service, Visitor};
+use super::{Dialect, Form, Port, Redis, Service, Visitor, in_slow_motion, one_core};
 
 /// Forwards commands and replies, unless a fault is injected.
 pub struct Proxy {
@@ -71,6 +71,20 @@ pub async fn behind_proxy_in_slow_motion() -> (Redis, Proxy, Service, Visitor) {
     let url = proxy.url();
     let (service, visitor) = with_visitor(move || Service::connected_in_slow_motion(&url)).await;
     (redis, proxy, service, visitor)
+}
+
+/// Starts the service far from this server: its calls are slow, so one is in flight at a time, and what waits shares the
+/// next, however busy the machine is. For that it has one thread, since each thread has calls of its own, and the slow
+/// clock.
+pub async fn far_from(server: &impl Port, settings: &[(&str, &str)]) -> (Proxy, Service) {
+    let proxy = Proxy::start(server).await;
+    // 5 ms by the service's clock.
+    proxy.delay(Duration::from_millis(50));
+    let url = proxy.url();
+    let mut program = one_core(settings.iter().copied().chain([("REDIS_URL", url.as_str())]));
+    let start = move || Service::launch(in_slow_motion(&mut program)).once_connected();
+    // The proxy runs on this runtime.
+    (proxy, tokio::task::spawn_blocking(start).await.unwrap())
 }
 
 async fn on_proxy(proxy: &Proxy) -> (Service, Visitor) {

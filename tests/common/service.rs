@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read},
+    path::PathBuf,
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
@@ -56,6 +57,11 @@ pub fn one_core<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> C
     command.args(["-c", "0"]).arg(program.get_program()).env_clear();
     command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
+}
+
+/// Lets the program's clock run at a tenth of its speed.
+pub fn in_slow_motion(program: &mut Command) -> &mut Command {
+    program.env("LD_PRELOAD", libfaketime()).env("FAKETIME", "+0 x0.1")
 }
 
 /// The threads that serve, and so the connections to Redis.
@@ -144,10 +150,11 @@ impl Service {
 
     /// The same with a clock that runs at a tenth of its speed, so that all deadlines are ten times as long.
     pub fn connected_in_slow_motion(url: &str) -> Self {
-        Self::start([("REDIS_URL", url), ("LD_PRELOAD", &libfaketime()), ("FAKETIME", "+0 x0.1")]).once_connected()
+        Self::launch(in_slow_motion(&mut program([("REDIS_URL", url)]))).once_connected()
     }
 
-    fn once_connected(self) -> Self {
+    /// Waits until each thread is connected to Redis.
+    pub fn once_connected(self) -> Self {
         let service = self;
         let begin = Instant::now();
         while !service.log().iter().any(|line| line.contains("connected to Redis")) {
@@ -175,8 +182,16 @@ impl Service {
         self.process.0.id()
     }
 
+    /// Waits until the program has read all requests that were sent so far. It accepts connections in order, so theirs
+    /// are accepted before this one.
+    pub async fn wait_until_all_is_read(&self) {
+        let live = Visitor::new().view(self, "/health/live").await;
+        assert_eq!(live.status, 200);
+        eventually("all requests are read", async || (self.unread() == 0).then_some(())).await;
+    }
+
     /// The number of bytes that the program has not read yet, on all its clients' connections.
-    pub fn unread(&self) -> u64 {
+    fn unread(&self) -> u64 {
         let port = format!(":{:04X}", self.port);
         // IPv4 clients of a listener that is for IPv6 too are in the latter file.
         let files = ["/proc/net/tcp", "/proc/net/tcp6"].map(|file| fs::read_to_string(file).unwrap_or_default());
@@ -187,6 +202,21 @@ impl Service {
             is_ours.then(|| u64::from_str_radix(fields[4].split_once(':').unwrap().1, 16).unwrap())
         });
         sockets.sum()
+    }
+
+    /// The bytes in this field of `/proc/…/status`, such as `VmRSS`: memory of the process.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// How many sockets the program has open: those of its clients, and a constant number of its own.
+    pub fn sockets(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap();
+        let is_socket =
+            |name: PathBuf| fs::read_link(name).is_ok_and(|file| file.to_string_lossy().starts_with("socket:"));
+        files.filter(|file| is_socket(file.as_ref().unwrap().path())).count()
     }
 
     /// Sends a signal by name, as `kill` does.

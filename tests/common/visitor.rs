@@ -1,5 +1,7 @@
 //! Visitors: HTTP clients with a cookie.
 
+use std::net::TcpStream;
+
 use reqwest::{
     Client, ClientBuilder, Method,
     header::{ACCEPT, COOKIE, HeaderMap, SET_COOKIE},
@@ -28,6 +30,15 @@ impl Port for u16 {
     fn port(&self) -> u16 {
         *self
     }
+}
+
+/// Opens a connection. What is read from it or written to it fails if nothing moves for longer than the service waits for
+/// any client.
+pub fn connect(server: &impl Port) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    stream.set_read_timeout(Some(2 * TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(2 * TIMEOUT)).unwrap();
+    stream
 }
 
 /// An HTTP client that keeps the session's cookie.
@@ -110,13 +121,7 @@ impl Answer {
     /// The number in the sentence, in plain text or HTML.
     pub fn count(&self) -> u64 {
         assert_eq!(self.status, 200, "{self:?}");
-        let number = self
-            .body
-            .split_once("you viewed this page ")
-            .and_then(|(_, rest)| rest.split_once(" times"))
-            .unwrap_or_else(|| panic!("no sentence: {self:?}"))
-            .0;
-        number.parse().unwrap()
+        number(&self.body).unwrap_or_else(|| panic!("no sentence: {self:?}"))
     }
 
     /// `name=value` of the cookie that the response sets.
@@ -124,6 +129,13 @@ impl Answer {
         let cookie = self.headers.get(SET_COOKIE)?.to_str().unwrap();
         Some(cookie.split(';').next().unwrap().to_owned())
     }
+}
+
+/// The number in the sentence, if the text has it.
+pub fn number(text: &str) -> Option<u64> {
+    let (_, rest) = text.split_once("you viewed this page ")?;
+    let (number, _) = rest.split_once(" times")?;
+    Some(number.parse().unwrap())
 }
 
 /// The session id in a cookie: its last 22 characters. A signed cookie begins with the signature.

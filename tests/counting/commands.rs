@@ -1,9 +1,11 @@
 //! Promise: a view executes a known, small number of Redis commands. Serverless Redis bills executed
 //! commands, including those inside scripts.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 
-use crate::common::{Redis, Service, Visitor, session_id};
+use crate::common::{Redis, Service, Visitor, behind_proxy, session_id};
 
 /// A Redis, an instance on it that has served a visitor, and how many commands a write executes: one if the server knows
 /// `SET … IFEQ`, two with the script.
@@ -120,7 +122,9 @@ async fn commands_for_a_session_that_is_over() {
 /// 64 connections, each with a view in flight of a visitor of its own.
 #[tokio::test]
 async fn commands_under_load() {
-    let (redis, service, _) = start_warm().await;
+    let (redis, proxy, service, _) = behind_proxy().await;
+    // The latency of a Redis in the same region. Without it, the load of the machine would decide.
+    proxy.delay(Duration::from_millis(5));
     let mut visitors = vec![Visitor::new(); 64];
     join_all(visitors.iter_mut().map(|visitor| visitor.count(&service, "/"))).await;
     redis.executed();
@@ -133,7 +137,6 @@ async fn commands_under_load() {
     .await;
     let each = redis.executed() as f64 / VIEWS as f64;
     println!("{each} commands a view");
-    // The test's clients share the cores. `cargo bench` shows what an idle machine does.
     assert!(each < 1.5, "{each} commands a view");
 }
 
@@ -161,7 +164,9 @@ async fn a_view_is_one_call() {
 
 #[tokio::test]
 async fn a_flushed_script_cache_costs_one_more_call() {
-    let (redis, service, write) = start_warm().await;
+    let (redis, service, _) = start_warm().await;
+    // `SET … IFEQ` needs no script. Else EVALSHA fails, and EVAL brings it.
+    let calls = if redis.has_ifeq() { 1 } else { 2 };
     let mut visitor = Visitor::new();
     visitor.view(&service, "/").await;
     for view in [2, 3] {
@@ -169,7 +174,7 @@ async fn a_flushed_script_cache_costs_one_more_call() {
         let mut monitor = redis.monitor();
         assert_eq!(visitor.count(&service, "/").await, view);
         let commands = monitor.commands();
-        assert_eq!(commands.len() as u64, write, "{commands:#?}");
+        assert_eq!(commands.len(), calls, "{commands:#?}");
     }
 }
 

@@ -1,19 +1,13 @@
 //! Promise: views that wait while calls are in flight share the next one. The queue is bounded, and
 //! a client that disconnects leaves the queue and affects no other.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
 
 use crate::common::{
-    Answer, Proxy, Redis, Service, Visitor, behind_proxy, behind_proxy_in_slow_motion, eventually, may_connect, threads,
+    Answer, Proxy, Redis, Service, Visitor, Waiting, assert_each_once, behind_proxy, behind_proxy_in_slow_motion,
+    eventually, far_from, may_connect, one_core,
 };
 
 /// The maximum number of waiting views.
@@ -43,7 +37,15 @@ async fn sixty_four_concurrent_clients_share_calls() {
 #[tokio::test]
 async fn next_door_several_calls_are_in_flight() {
     const VISITORS: usize = 8;
-    let (_redis, proxy, service, visitor) = behind_proxy().await;
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
+    let url = proxy.url();
+    // One thread, since each has calls of its own.
+    let start = move || Service::launch(&mut one_core([("REDIS_URL", url.as_str())]));
+    // The proxy runs on this runtime.
+    let service = tokio::task::spawn_blocking(start).await.unwrap();
+    let mut visitor = Visitor::new();
+    visitor.view(&service, "/").await;
     // Whether the last call was fast enough, the load of the machine decides. So try again.
     for _ in 0..200 {
         service.wait_until_ready().await;
@@ -55,7 +57,7 @@ async fn next_door_several_calls_are_in_flight() {
         let views = visitors.iter_mut().map(|visitor| visitor.view(&service, "/"));
         let open = async {
             eventually("a call", async || (proxy.calls() > before).then_some(())).await;
-            wait_until_all_are_read(&service).await;
+            service.wait_until_all_is_read().await;
             let calls = proxy.calls() - before;
             proxy.open();
             calls
@@ -80,46 +82,27 @@ async fn a_thousand_waiting_views_take_three_round_trips() {
     let (_redis, proxy, service, visitor) = behind_proxy_in_slow_motion().await;
     let before = proxy.calls();
     // The first call stays in flight until all other views wait.
-    let fill = async || connect_and_send(&service, &visitor, VIEWS).await;
-    let mut counts = counts_of_waiting(&proxy, fill).await;
+    let fill = async || Waiting::send_all(&service, &visitor, VIEWS).await;
+    let counts = counts_of_waiting(&proxy, fill).await;
     let calls = proxy.calls() - before;
-    counts.sort_unstable();
-    assert_eq!(counts, (3..VIEWS + 3).collect::<Vec<_>>());
+    assert_each_once(counts, 3..VIEWS + 3);
     assert!(calls <= 3, "{calls} calls");
 }
 
 #[tokio::test]
 async fn sessions_that_share_a_call_execute_one_command_each() {
     const VISITORS: u64 = 32;
-    /// The most commands that a thread's calls take beside one for each session. It may make several calls before the
-    /// first reply and one or two after it, and an `EVAL` may bring the script.
-    const CALLS: u64 = 6;
-    let (redis, proxy, service, visitor) = behind_proxy_in_slow_motion().await;
+    /// Two calls, and an `EVAL` that may bring the script.
+    const CALLS: u64 = 3;
+    let redis = Redis::start();
+    let (proxy, service) = far_from(&redis, &[]).await;
     let mut visitors = vec![Visitor::new(); VISITORS as usize];
-    for visitor in &mut visitors {
-        visitor.count(&service, "/").await;
-    }
-    // Calls are then slow, also by the service's clock, so one is in flight at a time.
-    proxy.delay(Duration::from_millis(100));
-    visitor.clone().count(&service, "/").await;
+    join_all(visitors.iter_mut().map(|visitor| visitor.count(&service, "/"))).await;
     redis.executed();
-    let executed = Cell::new(0);
-    let executed = || {
-        executed.set(executed.get() + redis.executed());
-        executed.get()
-    };
-    let fill = async || {
-        let mut waiting = connect_and_send(&service, &visitor, 1).await;
-        eventually("the first view is executed", async || (executed() > 0).then_some(())).await;
-        for visitor in &visitors {
-            waiting.push(send(&service, visitor).await);
-        }
-        wait_until_all_are_read(&service).await;
-        waiting
-    };
-    counts_of_waiting(&proxy, fill).await;
-    let (executed, sessions) = (executed(), VISITORS + 1);
-    let expected = sessions..=sessions + CALLS * threads() as u64;
+    let waiting = Waiting::send_behind_a_call(&proxy, &service, &visitors).await;
+    proxy.open();
+    assert_eq!(Waiting::counts(waiting).await, [2; VISITORS as usize]);
+    let (executed, expected) = (redis.executed(), VISITORS..=VISITORS + CALLS);
     assert!(expected.contains(&executed), "{executed} commands, {expected:?} expected");
 }
 
@@ -142,18 +125,17 @@ async fn overlapping_views_of_one_visitor_are_a_few_commands() {
         visitor.count(&services[0], "/").await;
         redis.executed();
         let begin = Instant::now();
-        let sent = services.iter().map(|service| connect_and_send(service, &visitor, VIEWS / instances));
+        let sent = services.iter().map(|service| Waiting::send_all(service, &visitor, VIEWS / instances));
         let waiting = join_all(sent).await;
         let sent = begin.elapsed();
-        let mut counts = join_all(waiting.into_iter().flatten().map(count)).await;
+        let counts = Waiting::counts(waiting.into_iter().flatten().collect()).await;
         let (executed, took) = (redis.executed(), begin.elapsed());
         let figures = format!(
             "{VIEWS} views of one visitor on {instances} instances, {delay} ms from Redis: {executed} commands, \
              sent within {sent:?}, answered within {took:?}"
         );
         println!("{figures}");
-        counts.sort_unstable();
-        assert_eq!(counts, (2..VIEWS + 2).collect::<Vec<_>>(), "{figures}");
+        assert_each_once(counts, 2..VIEWS + 2);
         assert!(executed <= VIEWS / 5, "{figures}");
     }
 }
@@ -163,9 +145,9 @@ async fn a_full_queue_refuses_at_once() {
     if !may_connect(MAX_VIEWS) {
         return;
     }
-    let (redis, proxy, service, visitor) = behind_proxy_in_slow_motion().await;
+    let (_redis, proxy, service, visitor) = behind_proxy_in_slow_motion().await;
     let fill = async || {
-        let waiting = connect_and_send(&service, &visitor, MAX_VIEWS).await;
+        let waiting = Waiting::send_all(&service, &visitor, MAX_VIEWS).await;
         let begin = Instant::now();
         let refused = visitor.clone().view(&service, "/").await;
         assert_eq!(refused.status, 503, "{refused:?}");
@@ -175,7 +157,6 @@ async fn a_full_queue_refuses_at_once() {
     };
     counts_of_waiting(&proxy, fill).await;
     visitor.clone().count(&service, "/").await;
-    drop(redis);
     let log = service.stop();
     let warnings = log.iter().filter(|line| line.contains("too many changes wait"));
     assert_eq!(warnings.count(), 1, "{log:#?}");
@@ -188,11 +169,11 @@ async fn disconnected_clients_make_room() {
     }
     let (_redis, proxy, service, visitor) = behind_proxy_in_slow_motion().await;
     let fill = async || {
-        let mut waiting = connect_and_send(&service, &visitor, 1).await;
-        let others = connections(&service);
-        drop(connect_and_send(&service, &visitor, MAX_VIEWS - 1).await);
+        let mut waiting = Waiting::send_all(&service, &visitor, 1).await;
+        let others = service.sockets();
+        drop(Waiting::send_all(&service, &visitor, MAX_VIEWS - 1).await);
         wait_for_disconnects(&service, others).await;
-        waiting.extend(connect_and_send(&service, &visitor, 1).await);
+        waiting.extend(Waiting::send_all(&service, &visitor, 1).await);
         waiting
     };
     let counts = counts_of_waiting(&proxy, fill).await;
@@ -206,10 +187,10 @@ async fn disconnected_clients_are_not_counted() {
     other.view(&service, "/").await;
     // One view is in flight; behind it wait one client that stays and some that disconnect.
     let fill = async || {
-        let mut waiting = connect_and_send(&service, &visitor, 1).await;
-        waiting.extend(connect_and_send(&service, &other, 1).await);
-        let others = connections(&service);
-        drop(connect_and_send(&service, &visitor, 50).await);
+        let mut waiting = Waiting::send_all(&service, &visitor, 1).await;
+        waiting.extend(Waiting::send_all(&service, &other, 1).await);
+        let others = service.sockets();
+        drop(Waiting::send_all(&service, &visitor, 50).await);
         wait_for_disconnects(&service, others).await;
         waiting
     };
@@ -219,64 +200,16 @@ async fn disconnected_clients_are_not_counted() {
 }
 
 /// Closes the proxy, sends views by `fill`, and opens it. Returns their counts.
-async fn counts_of_waiting(proxy: &Proxy, fill: impl AsyncFnOnce() -> Vec<TcpStream>) -> Vec<u64> {
+async fn counts_of_waiting(proxy: &Proxy, fill: impl AsyncFnOnce() -> Vec<Waiting>) -> Vec<u64> {
     proxy.close();
     let begin = Instant::now();
     let waiting = fill().await;
     println!("{} views wait after {:?}", waiting.len(), begin.elapsed());
     proxy.open();
-    join_all(waiting.into_iter().map(count)).await
-}
-
-/// Sends `views` requests, each on its own connection, and waits until the service has read them.
-async fn connect_and_send(service: &Service, visitor: &Visitor, views: u64) -> Vec<TcpStream> {
-    let mut waiting = Vec::new();
-    for view in 1..=views {
-        waiting.push(send(service, visitor).await);
-        // Often enough that the accept queue does not fill up, and after the last one.
-        if view % 500 == 0 || view == views {
-            wait_until_all_are_read(service).await;
-        }
-    }
-    waiting
-}
-
-/// Sends a request on a connection of its own.
-async fn send(service: &Service, visitor: &Visitor) -> TcpStream {
-    let cookie = visitor.cookie.as_deref().unwrap();
-    let request = format!("GET / HTTP/1.1\r\nhost: localhost\r\ncookie: {cookie}\r\nconnection: close\r\n\r\n");
-    let mut stream = TcpStream::connect(("127.0.0.1", service.port)).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    stream
-}
-
-async fn answer(mut waiting: TcpStream) -> String {
-    let mut answer = String::new();
-    waiting.read_to_string(&mut answer).await.unwrap();
-    answer
-}
-
-async fn count(waiting: TcpStream) -> u64 {
-    let answer = answer(waiting).await;
-    let (_, count) = answer.split_once("you viewed this page ").unwrap_or_else(|| panic!("{answer}"));
-    count.split(' ').next().unwrap().parse().unwrap()
-}
-
-/// Waits until the service has read all requests so far. It accepts connections in order, so theirs are accepted before
-/// this one.
-async fn wait_until_all_are_read(service: &Service) {
-    let live = Visitor::new().view(service, "/health/live").await;
-    assert_eq!(live.status, 200);
-    eventually("all requests are read", async || (service.unread() == 0).then_some(())).await;
+    Waiting::counts(waiting).await
 }
 
 /// Waits until the service has no more than this number of connections.
 async fn wait_for_disconnects(service: &Service, others: usize) {
-    eventually("the clients' connections are closed", async || (connections(service) <= others).then_some(())).await;
-}
-
-/// The number of the service's open files. Here, only clients' connections change it.
-fn connections(service: &Service) -> usize {
-    let files = std::fs::read_dir(format!("/proc/{}/fd", service.id()));
-    files.unwrap().count()
+    eventually("the clients' connections are closed", async || (service.sockets() <= others).then_some(())).await;
 }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::VecDeque,
-    fs,
     io::{ErrorKind, Read, Write},
     net::TcpStream,
     process::Command,
@@ -16,7 +15,7 @@ use std::{
 use socket2::SockRef;
 
 use crate::common::{
-    Service, TIMEOUT, Visitor, eventually,
+    Service, Visitor, connect, eventually,
     http2::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PING, PREFACE, REQUEST, RST_STREAM, SETTINGS,
         WINDOW_UPDATE, frame, read_frame,
@@ -39,25 +38,9 @@ const MAX_CONNECTIONS: usize = 1250;
 /// A request of a browser: its answer is larger than that to curl.
 const VIEW: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/html\r\n\r\n";
 
-fn connect(service: &Service) -> TcpStream {
-    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-    stream.set_read_timeout(Some(LIMIT + TIMEOUT)).unwrap();
-    stream
-}
-
 /// MB that the process takes now.
 fn memory(service: &Service) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024 / 1_000_000
-}
-
-/// How many connections the service has.
-fn connections(service: &Service) -> usize {
-    let files = fs::read_dir(format!("/proc/{}/fd", service.id())).unwrap();
-    let is_socket =
-        |name: std::path::PathBuf| fs::read_link(name).is_ok_and(|file| file.to_string_lossy().starts_with("socket:"));
-    files.filter(|file| is_socket(file.as_ref().unwrap().path())).count()
+    service.memory("VmRSS") / 1_000_000
 }
 
 /// A new visitor is served.
@@ -71,8 +54,8 @@ async fn assert_served(service: &Service, when: &str) {
 async fn assert_all_closed(service: &Service, before: usize) {
     // The service first answers what it can, which takes its time.
     let begin = Instant::now();
-    while connections(service) > before {
-        assert!(begin.elapsed() < LIMIT + 7 * LATE, "{} connections are left", connections(service));
+    while service.sockets() > before {
+        assert!(begin.elapsed() < LIMIT + 7 * LATE, "{} connections are left", service.sockets());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     println!("all connections closed after {:?}", begin.elapsed());
@@ -97,7 +80,7 @@ async fn clients_that_never_read_hold_little_and_are_closed() {
         return;
     }
     let service = Service::start([]);
-    let before = connections(&service);
+    let before = service.sockets();
     let requests = VIEW.repeat(100);
     let mut streams: Vec<_> = (0..1000).map(|_| connect(&service)).collect();
     for stream in &streams {
@@ -133,7 +116,7 @@ async fn http2_clients_that_take_nothing_hold_little_and_are_closed() {
         return;
     }
     let service = Service::start([]);
-    let before = connections(&service);
+    let before = service.sockets();
     // No response may be sent: SETTINGS_INITIAL_WINDOW_SIZE is 0.
     let settings = [0, 4, 0, 0, 0, 0];
     let requests: Vec<u8> =
@@ -218,7 +201,7 @@ async fn a_visitor_gets_in_while_5000_idle_connections_come() {
             assert!(end.is_ok_and(|bytes| bytes == 0), "beyond the bound, an older connection is still open");
         }
     }
-    let (taken, left) = (memory(&service), connections(&service));
+    let (taken, left) = (memory(&service), service.sockets());
     println!("{taken} MB and {left} connections after 5,000");
     assert!(taken < MEGABYTES, "{taken} MB");
     // And the listener, and what the runtime has open.
@@ -240,12 +223,18 @@ fn flood(mut stream: TcpStream, what: &str, mut next: impl FnMut() -> Vec<u8>) {
     let mut answers = stream.try_clone().unwrap();
     // The client reads, so that it is not closed for not reading.
     let reader = thread::spawn(move || while answers.read(&mut [0; 65_536]).is_ok_and(|bytes| bytes > 0) {});
+    // What the service neither reads nor refuses for so long is no reason to call the connection closed.
+    stream.set_write_timeout(Some(LIMIT + LATE)).unwrap();
     let begin = Instant::now();
     let mut sent = 0;
-    while let Ok(()) = stream.write_all(&next()) {
+    let end = loop {
+        if let Err(error) = stream.write_all(&next()) {
+            break error.kind();
+        }
         sent += 1;
-        assert!(begin.elapsed() < LIMIT + LATE, "{what}: still open after {sent} frames");
-    }
+        assert!(begin.elapsed() < LIMIT + LATE, "{what}: still open after {sent} writes");
+    };
+    assert_ne!(end, ErrorKind::WouldBlock, "{what}: still open, and nothing is read, after {sent} writes");
     println!("{what}: closed after {:?} and {sent} writes", begin.elapsed());
     reader.join().unwrap();
 }
@@ -309,10 +298,8 @@ async fn slowhttptest_keeps_nobody_out() {
         let mut attack = Command::new("slowhttptest");
         attack.args(mode).args(["-c", "1000", "-r", "1000", "-i", "1", "-l", "6", "-p", "3", "-u", &url]);
         let attack = thread::spawn(move || attack.output().expect("slowhttptest is installed"));
-        eventually("the attack has begun", async || {
-            (connections(&service) > 300 || attack.is_finished()).then_some(())
-        })
-        .await;
+        eventually("the attack has begun", async || (service.sockets() > 300 || attack.is_finished()).then_some(()))
+            .await;
         while !attack.is_finished() {
             assert_served(&service, &format!("during slowhttptest {mode:?}")).await;
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,21 +1,12 @@
 //! Promise: a request that does not name its host as HTTP demands gets 400, neither a session nor a count, and reaches
 //! no Redis.
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-};
+use std::io::{Read, Write};
 
 use crate::common::{
-    Nginx, Port, Redis, Service, TIMEOUT,
+    Nginx, Port, Redis, Service, connect,
     http2::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame, read_frame},
 };
-
-fn connect(service: &impl Port) -> TcpStream {
-    let stream = TcpStream::connect(("127.0.0.1", service.port())).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    stream
-}
 
 /// Sends this head over HTTP/1, and reads until the service ends the connection.
 fn answer(service: &impl Port, head: &str) -> String {
@@ -128,6 +119,7 @@ fn over_http_2() {
     let redis = Redis::start();
     let service = Service::on(&redis);
     let before = redis.keys().len();
+    redis.executed();
     for fields in [
         &[(":authority", "a"), ("host", "b")][..],
         &[(":authority", "a"), ("host", "a:81")],
@@ -141,6 +133,7 @@ fn over_http_2() {
     }
     // The HTTP/2 library refuses it as malformed.
     assert_eq!(status_over_http2(&service, &[(":authority", "a b")]), None);
+    assert_eq!(redis.executed(), 0, "commands");
     assert_eq!(redis.keys().len(), before);
 
     for fields in [

@@ -15,7 +15,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, free_port, may_connect, program};
+use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, free_port, has_ipv6, may_connect, program};
 
 const VIEW: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
@@ -46,20 +46,23 @@ fn it_listens_on_all_interfaces_on_the_given_port() {
     for address in ["127.0.0.1", "127.0.0.2", "127.255.255.254"] {
         TcpStream::connect((address, port)).unwrap_or_else(|error| panic!("{address}: {error}"));
     }
-    // Where the system has IPv6.
-    if TcpListener::bind(("::1", 0)).is_ok() {
+    if has_ipv6() {
         TcpStream::connect(("::1", port)).unwrap();
     }
 }
 
 #[test]
-fn it_listens_within_a_second_although_redis_is_silent() {
+fn it_listens_after_a_second_although_redis_is_silent() {
+    /// What a busy machine may add.
+    const LATE: Duration = Duration::from_secs(10);
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let url = format!("redis://{}", silent.local_addr().unwrap());
     let begin = Instant::now();
     let service = Service::start([("REDIS_URL", url.as_str())]);
-    println!("listens after {:?}", begin.elapsed());
-    assert!(begin.elapsed() > Duration::from_millis(900), "it has not waited for Redis: {:?}", begin.elapsed());
+    let took = begin.elapsed();
+    println!("listens after {took:?}");
+    let second = Duration::from_secs(1);
+    assert!((second.mul_f64(0.9)..second + LATE).contains(&took), "listens after {took:?}");
     TcpStream::connect(("127.0.0.1", service.port)).unwrap();
 }
 
@@ -127,14 +130,6 @@ fn a_head_of_more_than_16_kib_gets_431() {
     }
 }
 
-/// The anonymous memory of the process, in bytes: without its file-backed pages.
-fn memory(service: &Service) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    let kilobytes: u64 = line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
-    kilobytes * 1024
-}
-
 #[test]
 fn a_thousand_idle_connections_cost_less_than_30_mb() {
     const CONNECTIONS: usize = 1000;
@@ -144,7 +139,9 @@ fn a_thousand_idle_connections_cost_less_than_30_mb() {
     }
     let redis = Redis::start();
     let service = start(&redis);
-    let before = memory(&service);
+    // Without file-backed pages.
+    let memory = || service.memory("RssAnon");
+    let before = memory();
     // Each connection has served a request, like the connections that the platform keeps open.
     let connections: Vec<_> = (0..CONNECTIONS)
         .map(|_| {
@@ -156,7 +153,7 @@ fn a_thousand_idle_connections_cost_less_than_30_mb() {
             stream
         })
         .collect();
-    let cost = memory(&service).saturating_sub(before);
+    let cost = memory().saturating_sub(before);
     println!("{} idle connections: {cost} bytes in addition to {before}", connections.len());
     assert!(cost < PROMISE, "{cost} bytes");
 }

@@ -1,13 +1,18 @@
 //! Promise: the log is quiet, reports each failure once, names the request's trace on Cloud Run, and
 //! never contains a session id, a secret or a password.
 
-use crate::common::{BROWSER, Redis, Service, Visitor, behind_proxy, eventually, session_id, threads};
+use crate::common::{BROWSER, Proxy, Redis, Service, Visitor, eventually, session_id, threads};
 use reqwest::{Method, header::HeaderValue};
 use serde_json::Value;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SECRET: &str = "signed with this, which nobody may read";
 const PASSWORD: &str = "hunter2";
+
+/// A header's value that names the trace.
+fn traceparent() -> String {
+    format!("00-{TRACE}-00f067aa0ba902b7-01")
+}
 
 #[tokio::test]
 async fn a_view_logs_nothing() {
@@ -55,14 +60,13 @@ async fn an_outage_and_its_end_are_logged_once() {
 
 #[tokio::test]
 async fn the_first_503_of_each_outage_is_a_warning_with_its_trace() {
-    let (redis, proxy, _, _) = behind_proxy().await;
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis).await;
     let url = proxy.url();
     let settings = [("K_SERVICE", "sessions"), ("GOOGLE_CLOUD_PROJECT", "a-project"), ("REDIS_URL", url.as_str())];
     let service = Service::start(settings);
     let mut visitor = Visitor::new();
-    visitor
-        .headers
-        .insert("traceparent", HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+    visitor.headers.insert("traceparent", traceparent().parse().unwrap());
     assert_eq!(visitor.count(&service, "/").await, 1);
     for outage in 1..=2 {
         proxy.close();
@@ -79,7 +83,6 @@ async fn the_first_503_of_each_outage_is_a_warning_with_its_trace() {
         let trace = format!("projects/a-project/traces/{TRACE}");
         assert!(warnings.iter().all(|entry| entry["logging.googleapis.com/trace"] == trace), "{warnings:#?}");
     }
-    drop(redis);
 }
 
 #[tokio::test]
@@ -131,7 +134,7 @@ async fn plain_http_with_a_secure_cookie_is_a_warning_once() {
 async fn a_start_without_redis_is_logged_once() {
     let service = Service::start([]);
     Visitor::new().view(&service, "/").await;
-    let log = service.log();
+    let log = service.stop();
     assert_eq!(log.iter().filter(|line| line.contains("REDIS_URL")).count(), 1, "{log:#?}");
 }
 
@@ -163,7 +166,7 @@ async fn on_cloud_run_lines_are_json_with_the_trace() {
     ]);
     Visitor::new().view(&service, "/").await;
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let traceparent = traceparent();
     let cases = [
         ("traceparent", traceparent.as_str(), true),
         ("x-cloud-trace-context", &format!("{TRACE}/1;o=1"), true),
@@ -179,12 +182,9 @@ async fn on_cloud_run_lines_are_json_with_the_trace() {
         visitor.headers.insert(name, HeaderValue::from_str(value).unwrap());
         assert_eq!(visitor.view(&service, "/").await.status, 503);
         let warning = eventually("the warning", async || {
-            let mut warnings = entries(&service).into_iter();
-            warnings
-                .by_ref()
-                // The first is a warning, the others are debug lines.
-                .filter(|entry| entry["message"].as_str().unwrap().contains("could not be used"))
-                .nth(index)
+            // The first is a warning, the others are debug lines.
+            let is_ours = |entry: &Value| entry["message"].as_str().unwrap().contains("could not be used");
+            entries(&service).into_iter().filter(is_ours).nth(index)
         })
         .await;
         let trace = warning.get("logging.googleapis.com/trace");
@@ -210,11 +210,9 @@ async fn no_secret_is_logged() {
         secrets.extend(visitor.cookie.clone());
         secrets.extend(visitor.cookie.as_deref().map(session_id));
     }
-    if let Some(cookie) = &visitor.cookie {
-        // Without its record, the session layer loads the session once more.
-        redis.cli(&["-a", PASSWORD, "DEL", &session_id(cookie)]);
-        visitor.view(&service, "/").await;
-    }
+    // Without its record, the session layer loads the session once more.
+    redis.cli(&["-a", PASSWORD, "DEL", &session_id(visitor.cookie.as_ref().unwrap())]);
+    visitor.view(&service, "/").await;
     drop(redis);
     visitor.view(&service, "/").await;
     let log = service.stop();

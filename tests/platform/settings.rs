@@ -13,7 +13,18 @@ use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, free_
 /// Part of most secrets in this file. It must not be printed.
 const MARK: &str = "hunter2";
 
-const VARIABLES: [&str; 6] = ["PORT", "REDIS_URL", "SESSION_TTL", "SESSION_SECRET", "SESSION_COOKIE", "RUST_LOG"];
+/// Those that the help lists.
+const VARIABLES: [&str; 9] = [
+    "PORT",
+    "REDIS_URL",
+    "SESSION_TTL",
+    "SESSION_MAX_AGE",
+    "SESSION_SECRET",
+    "SESSION_SECRET_PREVIOUS",
+    "SECURE_COOKIE",
+    "SESSION_COOKIE",
+    "RUST_LOG",
+];
 
 /// Asserts that the program exits with one line that contains these parts.
 fn assert_refused(program: &mut Command, parts: &[&str]) {
@@ -48,6 +59,10 @@ fn an_invalid_value_is_refused_from_the_environment_and_from_a_flag() {
         ("SESSION_TTL", "1h", &["SESSION_TTL", "1 to 4294967295"]),
         ("SESSION_TTL", "1.5", &["SESSION_TTL", "1 to 4294967295"]),
         ("SESSION_TTL", "4294967296", &["SESSION_TTL", "1 to 4294967295"]),
+        ("SESSION_MAX_AGE", "", &["SESSION_MAX_AGE", "1 to 4294967295"]),
+        ("SESSION_MAX_AGE", "0", &["SESSION_MAX_AGE", "1 to 4294967295"]),
+        ("SESSION_MAX_AGE", "1d", &["SESSION_MAX_AGE", "1 to 4294967295"]),
+        ("SESSION_MAX_AGE", "4294967296", &["SESSION_MAX_AGE", "1 to 4294967295"]),
         ("SESSION_SECRET", "", &["SESSION_SECRET", "0 characters", "32 or more"]),
         ("SESSION_SECRET", "hunter2", &["SESSION_SECRET", "7 characters", "32 or more"]),
         // 30 characters in 60 bytes.

@@ -9,21 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Process, Redis, Service, TIMEOUT, Visitor, eventually, program, signal};
+use crate::common::{Process, Redis, Service, Visitor, connect, eventually, in_slow_motion, program, signal};
 
 /// The time between SIGTERM and SIGKILL on Cloud Run.
 const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// Without views in flight, and after the last one, the program ends by then.
-const END: Duration = Duration::from_millis(500);
+/// Without views in flight, and after the last one, the program ends well within that. With the slow clock, whatever it
+/// would wait for takes longer.
+const END: Duration = Duration::from_secs(5);
 
 const VIEW: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
-
-fn connect(service: &Service) -> TcpStream {
-    let stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    stream
-}
 
 /// Reads one response whose body ends with `end`.
 fn read_answer(stream: &mut TcpStream, end: &str) -> String {
@@ -54,7 +49,7 @@ async fn requests_in_flight_are_answered() {
         for stream in &mut streams {
             stream.write_all(VIEW).unwrap();
         }
-        eventually("the service has read all views", async || (service.unread() == 0).then_some(())).await;
+        service.wait_until_all_is_read().await;
 
         let begin = Instant::now();
         service.signal(signal);
@@ -76,7 +71,7 @@ async fn requests_in_flight_are_answered() {
 
 #[tokio::test]
 async fn idle_connections_are_not_waited_for() {
-    let mut service = Service::start([]);
+    let mut service = Service::launch(in_slow_motion(&mut program([])));
     let mut streams: Vec<_> = (0..20).map(|_| connect(&service)).collect();
     // Half of them have served a request and are kept alive.
     for stream in &mut streams[..10] {
@@ -115,7 +110,7 @@ async fn incomplete_requests_are_not_waited_for() {
         .collect();
     redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     view.write_all(VIEW).unwrap();
-    eventually("the service has read everything", async || (service.unread() == 0).then_some(())).await;
+    service.wait_until_all_is_read().await;
     service.signal("TERM");
     eventually("connections are refused", async || TcpStream::connect(("127.0.0.1", service.port)).err()).await;
     // Incomplete requests are dropped; the complete one is still answered.
@@ -157,7 +152,7 @@ async fn a_start_can_be_ended() {
 #[tokio::test]
 async fn an_unreachable_or_frozen_redis_does_not_delay_the_exit() {
     let redis = Redis::start();
-    let mut services = [Service::on(&redis), Service::on(&redis)];
+    let mut services = [(); 2].map(|()| Service::connected_in_slow_motion(&redis.url()));
     for service in &services {
         Visitor::new().view(service, "/").await;
     }

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Cluster, Load, Migration, Redis, Service, TIMEOUT, View, Visitor, eventually, free_port, session_id, signal,
+    Cluster, Load, Migration, Redis, Service, View, Visitor, assert_each_once, eventually, free_port, session_id,
+    signal,
 };
 use futures_util::future::join_all;
 use tokio::time::sleep;
@@ -12,35 +13,42 @@ use tokio::time::sleep;
 /// Every view is answered by then.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-fn instances(cluster: &Cluster) -> [Service; 2] {
-    let url = cluster.url();
-    [(); 2].map(|()| Service::start([("REDIS_URL", url.as_str())]))
+fn instance(cluster: &Cluster) -> Service {
+    Service::start([("REDIS_URL", cluster.url().as_str())])
 }
 
-/// Visitors after their first view of `/foo`, with at least one session on each master.
+fn instances(cluster: &Cluster) -> [Service; 2] {
+    [(); 2].map(|()| instance(cluster))
+}
+
+/// Visitors after their first view of `/foo`: this number, or more until each master has a session.
 async fn visitors(service: &Service, cluster: &Cluster, number: usize) -> Vec<Visitor> {
-    let mut visitors = vec![Visitor::new(); number];
-    for visitor in &mut visitors {
+    // They share connections: a view after another one's comes to the same thread of the service.
+    let mut visitors = Vec::new();
+    let new = Visitor::new();
+    loop {
+        let mut visitor = new.clone();
         assert_eq!(visitor.count(service, "/foo").await, 1);
+        visitors.push(visitor);
+        if visitors.len() >= number {
+            let keys = cluster.keys();
+            assert_eq!(keys.concat().len(), visitors.len(), "{keys:#?}");
+            assert!(visitors.len() < 10 * number, "a master has no session: {keys:#?}");
+            if !keys.iter().any(Vec::is_empty) {
+                return visitors;
+            }
+        }
     }
-    // With 30 sessions, a master is left without one with a probability of 1 in 60,000.
-    let keys = cluster.keys();
-    let places = keys.iter().map(Vec::len).collect::<Vec<_>>();
-    assert_eq!(places.iter().sum::<usize>(), number, "{keys:#?}");
-    assert!(!places.contains(&0), "a master without a session: {places:?}");
-    visitors
 }
 
 fn place(cluster: &Cluster, visitor: &Visitor) -> (u16, usize) {
     cluster.place(&session_id(visitor.cookie.as_ref().unwrap()))
 }
 
-/// Asserts that the counts are consecutive numbers from `first` on.
-fn assert_consecutive(mut counts: Vec<u64>, first: u64) {
-    counts.sort_unstable();
-    let expected = (first..).take(counts.len());
-    let wrong = counts.iter().zip(expected).find(|(count, right)| **count != *right);
-    assert_eq!(wrong, None, "the first wrong count and the expected one, of {counts:?}");
+/// Asserts that the counts are consecutive numbers from 2 on.
+fn assert_consecutive(counts: Vec<u64>) {
+    let end = 2 + counts.len() as u64;
+    assert_each_once(counts, 2..end);
 }
 
 #[tokio::test]
@@ -67,9 +75,7 @@ async fn concurrent_views_on_two_instances() {
         join_all(views)
     });
     for counts in join_all(views).await {
-        let counts = counts.concat();
-        assert_eq!(counts.len(), VIEWS - 1);
-        assert_consecutive(counts, 2);
+        assert_each_once(counts.concat(), 2..VIEWS as u64 + 1);
     }
 }
 
@@ -106,13 +112,7 @@ async fn one_server_with_all_slots() {
 #[tokio::test]
 async fn deleted_sessions_leave_nothing_behind() {
     let cluster = Cluster::start().await;
-    let [service, _] = instances(&cluster);
-    let all_keys = || {
-        let keys = |node: &Redis| node.cli(&["KEYS", "*"]);
-        let keys: Vec<_> = cluster.masters.iter().map(keys).collect();
-        let keys = keys.join("\n");
-        keys.lines().map(str::to_owned).filter(|key| !key.is_empty()).collect::<Vec<_>>()
-    };
+    let service = instance(&cluster);
     let delete = |visitor: &Visitor| {
         let (_, master) = place(&cluster, visitor);
         let id = session_id(visitor.cookie.as_ref().unwrap());
@@ -123,7 +123,7 @@ async fn deleted_sessions_leave_nothing_behind() {
         assert_eq!(visitor.count(&service, "/").await, 1);
         delete(&visitor);
     }
-    assert_eq!(all_keys(), [""; 0]);
+    assert_eq!(cluster.keys().concat(), [""; 0]);
     let mut visitor = Visitor::new();
     for view in 1..=3 {
         assert_eq!(visitor.count(&service, "/").await, view);
@@ -131,7 +131,7 @@ async fn deleted_sessions_leave_nothing_behind() {
     delete(&visitor);
     assert_eq!(visitor.count(&service, "/").await, 1);
     delete(&visitor);
-    assert_eq!(all_keys(), [""; 0]);
+    assert_eq!(cluster.keys().concat(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,18 +142,18 @@ async fn connections_are_cut_under_load() {
     let visitors = visitors(&services[0], &cluster, 30).await;
     let tabs = visitors.iter().flat_map(|visitor| vec![visitor.clone(); TABS]);
     let load = Load::start(&services, &tabs.collect::<Vec<_>>());
-    let cuts = cluster.masters.iter().map(|master| {
-        let end = load.served(50);
-        // Connecting to a Cluster takes several round trips, so the interval is long.
-        master.keep_cutting(Duration::from_millis(100), end)
-    });
-    let cuts = join_all(cuts).await;
-    assert!(cuts.iter().all(|cuts| *cuts > 2), "{cuts:?} cuts");
+    for _ in 0..10 {
+        // Connecting to a Cluster takes several round trips: all visitors are served in between, however long it takes.
+        load.served(5).await;
+        let cut = |master: &Redis| master.cli(&["CLIENT", "KILL", "TYPE", "normal"]).parse::<usize>().unwrap();
+        assert!(cluster.masters.iter().map(cut).sum::<usize>() > 0, "no connection was cut");
+    }
+    load.served(5).await;
     for tabs in load.stop().await.chunks(TABS) {
         let views = tabs.iter().flat_map(|(_, views)| views);
         let failed = views.clone().find(|view| view.status != 200);
         assert!(failed.is_none(), "{failed:?}");
-        assert_consecutive(views.filter_map(|view| view.count).collect(), 2);
+        assert_consecutive(views.filter_map(|view| view.count).collect());
     }
 }
 
@@ -179,7 +179,7 @@ async fn a_slot_migrates_under_load() {
         let failed = views.clone().find(|view| view.status != 200);
         let is_migrated = tabs[0].0.cookie == moved.cookie;
         assert!(failed.is_none(), "in the migrated slot: {is_migrated}, {failed:?}");
-        assert_consecutive(views.filter_map(|view| view.count).collect(), 2);
+        assert_consecutive(views.filter_map(|view| view.count).collect());
     }
     let id = session_id(moved.cookie.as_ref().unwrap());
     let keys = cluster.keys();
@@ -255,7 +255,6 @@ async fn a_master_fails_under_load() {
         }
     }
     println!("all visitors get the page again {back:?} after the promotion");
-    assert!(back < TIMEOUT, "{back:?}");
 }
 
 /// Only the sessions of a frozen master are out of reach. All others are counted, without one 503.
@@ -287,7 +286,7 @@ async fn a_master_freezes_under_load() {
             assert!(counts.last().unwrap() - 1 <= views.len() as u64, "{counts:?} of {} views", views.len());
         } else {
             assert_eq!(failed, 0, "views on other masters failed: {views:#?}");
-            assert_consecutive(counts, 2);
+            assert_consecutive(counts);
         }
     }
 }
@@ -296,7 +295,7 @@ async fn a_master_freezes_under_load() {
 #[tokio::test]
 async fn ready_means_all_masters() {
     let cluster = Cluster::start().await;
-    let [service, _] = instances(&cluster);
+    let service = instance(&cluster);
     service.wait_until_ready().await;
     for master in &cluster.masters {
         master.executed();
@@ -323,7 +322,7 @@ async fn a_master_stays_frozen() {
         // Else it serves nobody once a master has failed.
         master.expect_ok(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
     }
-    let service = Service::start([("REDIS_URL", cluster.url().as_str())]);
+    let service = instance(&cluster);
     let mut visitors = visitors(&service, &cluster, 30).await;
     visitors.sort_by_key(|visitor| place(&cluster, visitor).1);
     signal(cluster.masters[0].id(), "STOP");

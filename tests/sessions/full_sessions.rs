@@ -10,6 +10,7 @@ use cloud_run_sessions::web::{
     counting::ViewCount,
     error::Error,
 };
+use reqwest::Method;
 use time::{Duration, OffsetDateTime};
 use tower_sessions::{
     Session, SessionStore,
@@ -59,7 +60,7 @@ async fn start(settings: &[&str]) -> u16 {
             .route("/keep/{bytes}", with_session(get(keep), sessions))
             .route("/keep-now/{bytes}", with_session(get(keep_now), sessions))
             .route("/keep-or-say/{bytes}", with_session(get(keep_or_say), sessions))
-            .route("/counted/keep/{bytes}", counted(get(keep), sessions))
+            .route("/counted/keep/{bytes}", counted(get(keep).post(named), sessions))
             .route("/kept", with_session(get(kept), sessions))
             .route("/named/{name}", counted(get(named), sessions))
     })
@@ -88,14 +89,17 @@ async fn a_value_that_is_too_large() {
         for (refusals, bytes) in [(1, MAX_SESSION_BYTES), (2, 1_000_000), (3, MAX_SESSION_BYTES - 1)] {
             assert_refused(&visitor.view(&service, &format!("/keep/{bytes}")).await);
             // The view counts, whatever becomes of the page's data.
-            assert_refused(&visitor.view(&service, &format!("/counted/keep/{bytes}")).await);
+            let counted = format!("/counted/keep/{bytes}");
+            assert_refused(&visitor.view(&service, &counted).await);
+            let after = visitor.request(Method::POST, &service, &counted, "*/*").await;
+            assert_eq!(after.count(), 2);
             assert_eq!(bytes_kept(&mut visitor, service).await, 60_000);
             assert_eq!(visitor.count(&service, "/").await, 1 + refusals);
         }
         assert_eq!(visitor.view(&service, "/keep-now/70000").await.status, 507);
         assert_eq!(visitor.view(&service, "/keep-or-say/70000").await.body, "my own words");
         assert_eq!(bytes_kept(&mut visitor, service).await, 60_000);
-        let html = visitor.request(reqwest::Method::GET, &service, "/keep/70000", BROWSER).await;
+        let html = visitor.request(Method::GET, &service, "/keep/70000", BROWSER).await;
         assert_refused(&html);
         assert!(html.body.contains("What it holds is not affected."), "{html:?}");
         assert_eq!((other.count(&service, "/").await, bytes_kept(&mut other, service).await), (2, 60_000));

@@ -5,13 +5,15 @@ use std::{
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 use reqwest::{Client, Method, redirect::Policy};
 use thirtyfour::By;
+use tokio::time::sleep;
 
-use crate::common::{Redis, Service, eventually, session_id};
+use crate::common::{Redis, Service, eventually, number, session_id};
 
 /// Starts the example.
 fn cart(settings: &[(&str, &str)]) -> Service {
@@ -89,8 +91,7 @@ impl Browser {
 }
 
 fn count(answer: &Answer) -> u64 {
-    let (_, rest) = answer.body.split_once("you viewed this page ").unwrap_or_else(|| panic!("{answer:?}"));
-    rest.split(' ').next().unwrap().parse().unwrap()
+    number(&answer.body).unwrap_or_else(|| panic!("{answer:?}"))
 }
 
 /// What a request with the id of a session that was ended must get.
@@ -151,7 +152,8 @@ async fn requests_that_overlap_a_login_and_a_logout() {
     const ROUNDS: usize = 100;
     let redis = Redis::start();
     let services = [(); 2].map(|()| cart(&[("REDIS_URL", redis.url().as_str())]));
-    let (mut answered, mut refused) = (0, 0);
+    // Of the requests beside a login, and of those beside a logout.
+    let (mut answered, mut refused) = ([0, 0], [0, 0]);
     for round in 0..ROUNDS {
         redis.cli(&["FLUSHALL"]);
         let browser = Browser::new();
@@ -182,15 +184,13 @@ async fn requests_that_overlap_a_login_and_a_logout() {
                 303 => {}
                 _ => assert_refused(answer),
             }
+            *if answer.status == 503 { &mut refused[0] } else { &mut answered[0] } += 1;
             let is_kept = page.contains(&format!("<li>item{n}</li>"));
             assert_eq!(is_kept, n % 4 == 3 && answer.status == 303, "round {round}, {n}: {answer:?} {page}");
         }
         counts.push(count(&browser.get(&services[0], "/").await));
         counts.sort_unstable();
         assert_eq!(counts, (2..counts.len() as u64 + 2).collect::<Vec<_>>(), "round {round}");
-        let again = answers.iter().filter(|answer| answer.status == 503).count();
-        // All but the login itself.
-        (answered, refused) = (answered + answers.len() - 1 - again, refused + again);
         let mut keys = redis.keys();
         keys.sort();
         let mut expected = [old, new.clone()];
@@ -206,13 +206,21 @@ async fn requests_that_overlap_a_login_and_a_logout() {
         let answers = join_all(requests).await;
         assert_eq!(answers[20].status, 303, "the logout of round {round}: {:?}", answers[20]);
         assert_eq!(browser.cookie(), None, "round {round}");
-        for answer in answers.iter().filter(|answer| ![200, 303].contains(&answer.status)) {
-            assert_refused(answer);
+        for (_, answer) in answers.iter().enumerate().filter(|(n, _)| *n != 20) {
+            if answer.status == 200 {
+                answered[1] += 1;
+            } else {
+                assert_refused(answer);
+                refused[1] += 1;
+            }
         }
         let left: Vec<_> = redis.keys().iter().map(|key| redis.pttl(key)).collect();
         assert!(left.iter().all(|left| *left <= 30_000) && left.len() == 2, "round {round}: {left:?}");
     }
-    println!("of the requests beside a login, {answered} succeeded, and {refused} were told to try again");
+    let figures = format!("beside a login and beside a logout, {answered:?} requests succeeded, {refused:?} did not");
+    println!("{figures}");
+    // In some rounds, requests came before the change, and others after it.
+    assert!(answered.iter().chain(&refused).all(|requests| *requests > 0), "{figures}");
 }
 
 /// After the tombstone's time, the id is unknown like any other.
@@ -243,14 +251,14 @@ async fn an_ended_session_is_forgotten() {
 
 #[tokio::test]
 async fn a_session_ends_at_its_maximum_age_however_busy() {
-    const MAX_AGE: std::time::Duration = std::time::Duration::from_secs(4);
+    const MAX_AGE: Duration = Duration::from_secs(4);
     let redis = Redis::start();
     let url = redis.url();
     for settings in [&[("REDIS_URL", url.as_str()), ("SESSION_MAX_AGE", "4")][..], &[("SESSION_MAX_AGE", "4")]] {
         let services = [(); 2].map(|()| cart(settings));
         let services = if settings.len() > 1 { &services[..] } else { &services[..1] };
         let browser = Browser::new();
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         let mut views = 0;
         loop {
             let old = browser.cookie();
@@ -262,22 +270,29 @@ async fn a_session_ends_at_its_maximum_age_however_busy() {
             }
             assert_eq!(count(&answer), views);
             assert!(begin.elapsed() < 3 * MAX_AGE, "the session has not ended after {views} views");
-            tokio::time::sleep(MAX_AGE / 100).await;
+            sleep(MAX_AGE / 100).await;
         }
         // Clocks are read in whole seconds.
-        assert!(
-            begin.elapsed() > MAX_AGE - std::time::Duration::from_millis(1100),
-            "ended after {:?}",
-            begin.elapsed()
-        );
+        assert!(begin.elapsed() > MAX_AGE - Duration::from_millis(1100), "ended after {:?}", begin.elapsed());
 
-        // A login restarts the age.
-        let browser = Browser::new();
-        browser.get(&services[0], "/").await;
-        tokio::time::sleep(MAX_AGE / 2).await;
-        assert_eq!(browser.post(&services[0], "/login", "Ann").await.status, 303);
-        tokio::time::sleep(MAX_AGE * 5 / 8).await;
-        assert_eq!(count(&browser.get(&services[0], "/").await), 2, "the login has not restarted the age");
+        // A login restarts the age. It and the view after it must come in time: clocks are read in whole seconds. If a
+        // busy machine makes one of them late, try again.
+        let in_time = MAX_AGE - Duration::from_secs(1);
+        loop {
+            let browser = Browser::new();
+            let begin = Instant::now();
+            browser.get(&services[0], "/").await;
+            sleep(MAX_AGE / 2).await;
+            let login = Instant::now();
+            assert_eq!(browser.post(&services[0], "/login", "Ann").await.status, 303);
+            let is_in_time = begin.elapsed() < in_time;
+            sleep(MAX_AGE * 5 / 8).await;
+            let answer = browser.get(&services[0], "/").await;
+            if is_in_time && login.elapsed() < in_time {
+                assert_eq!(count(&answer), 2, "the login has not restarted the age");
+                break;
+            }
+        }
     }
 }
 

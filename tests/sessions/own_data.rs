@@ -1,6 +1,8 @@
 //! Promise: pages that are added as in the README keep their data in the session. This data and the
 //! views do not affect each other.
 
+use std::time::Duration;
+
 use axum::{extract::Path, http::StatusCode, routing::get};
 use cloud_run_sessions::web::{
     app::{counted, with_session},
@@ -12,7 +14,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tower_sessions::Session;
 
-use crate::common::{self, Redis, Visitor, session_id};
+use crate::common::{self, Proxy, Redis, Visitor, session_id};
 
 /// A sample of every kind of value that a session can hold.
 fn values() -> Vec<Value> {
@@ -138,7 +140,10 @@ async fn long_and_short_values_share_calls() {
     const VISITORS: usize = 40;
     const VIEWS: u64 = 20;
     let redis = Redis::start();
-    let service = serve(&["--redis-url", &redis.url()]).await;
+    let proxy = Proxy::start(&redis).await;
+    let service = serve(&["--redis-url", &proxy.url()]).await;
+    // The latency of a Redis in the same region. Without it, the load of the machine would decide.
+    proxy.delay(Duration::from_millis(5));
     let kept = |visitor: usize| visitor % values().len();
     let mut visitors = vec![Visitor::new(); VISITORS];
     for (index, visitor) in visitors.iter_mut().enumerate() {
@@ -204,15 +209,20 @@ async fn a_flushed_session_is_deleted_with_its_views() {
     let memory = serve(&[]).await;
     for service in [on_redis, memory] {
         let mut visitor = Visitor::new();
-        visitor.view(&service, "/").await;
-        visitor.view(&service, "/").await;
+        for path in ["/", "/", "/keep/0"] {
+            visitor.view(&service, path).await;
+        }
         let cookie = visitor.cookie.clone().unwrap();
         assert_eq!(visitor.view(&service, "/leave").await.body, "gone");
         // For a while, a request that was in flight meanwhile is told to try again.
         visitor.cookie = Some(cookie.clone());
         assert_eq!(visitor.view(&service, "/").await.status, 503);
         redis.cli(&["DEL", &session_id(&cookie)]);
-        redis.cli(&["FLUSHALL"]);
+        if service == on_redis {
+            assert_eq!(visitor.count(&service, "/").await, 1);
+            assert_ne!(visitor.cookie, Some(cookie));
+            assert_eq!(visitor.view(&service, "/kept").await.body, "null");
+        }
     }
 }
 
@@ -256,10 +266,9 @@ async fn a_new_id_keeps_the_counts_and_the_data() {
 async fn a_page_keeps_its_own_500() {
     let service = serve(&[]).await;
     for (path, body) in [("/own", "my own words"), ("/empty", "")] {
-        // As a new visitor, and as one with a session.
-        let mut visitor = Visitor::new();
-        for visitor in [&mut Visitor::new(), &mut visitor] {
-            visitor.view(&service, "/").await;
+        let mut with_session = Visitor::new();
+        with_session.view(&service, "/").await;
+        for visitor in [&mut Visitor::new(), &mut with_session] {
             let answer = visitor.view(&service, path).await;
             assert_eq!((answer.status, answer.body.as_str()), (500, body), "{path}");
             assert_eq!(answer.header("retry-after"), None, "{path}: {answer:?}");

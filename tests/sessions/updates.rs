@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::Barrier;
 use tower_sessions::Session;
 
-use crate::common::{self, Redis, Visitor, session_id};
+use crate::common::{self, Redis, Visitor, assert_each_once, session_id};
 
 /// Adds one to a number, and returns it.
 async fn add(session: AtomicSession) -> Result<String, Error> {
@@ -142,9 +142,7 @@ async fn assert_all_are_kept(services: &[u16]) {
         }
         numbers
     });
-    let mut numbers = join_all(updates).await.concat();
-    numbers.sort_unstable();
-    assert_eq!(numbers, (2..UPDATES + 2).collect::<Vec<_>>());
+    assert_each_once(join_all(updates).await.concat(), 2..UPDATES + 2);
     assert_eq!(body(&mut visitor, &services[0], "/show/number").await, (UPDATES + 1).to_string());
 }
 

@@ -1,6 +1,6 @@
 //! What must hold, whatever happens, told from outside: from what Redis holds, its replies, and the answers.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use cloud_run_sessions::store::{
     Error,
@@ -74,13 +74,13 @@ pub struct Session {
 #[derive(Default)]
 struct Visit {
     /// By path, the counts that Redis holds and that are not answered, and how many views ended without an answer.
-    open: HashMap<String, (Vec<u64>, usize)>,
+    open: BTreeMap<String, (Vec<u64>, usize)>,
     /// By path, the counts given by the write that ended the session.
-    at_end: HashMap<String, u64>,
+    at_end: BTreeMap<String, u64>,
     /// The items that Redis held, those that were acknowledged, and those of which nobody knows.
-    stored: HashSet<u64>,
-    acknowledged: HashSet<u64>,
-    unanswered: HashSet<u64>,
+    stored: BTreeSet<u64>,
+    acknowledged: BTreeSet<u64>,
+    unanswered: BTreeSet<u64>,
 }
 
 /// A sending of a swap, and its reply.
@@ -509,7 +509,9 @@ impl World {
             let left: Vec<_> = stored.difference(acknowledged).filter(|item| !unanswered.contains(item)).collect();
             must!(self, left.is_empty(), "items {left:?} are there, and were refused");
         }
-        for (id, session) in &self.truth.sessions {
+        let mut sessions: Vec<_> = self.truth.sessions.iter().collect();
+        sessions.sort_by_key(|(id, _)| id.0);
+        for (id, session) in sessions {
             let is_known = self.truth.ended.contains(id) || self.truth.perhaps_ended.contains(id);
             must!(self, !session.seen.is_ended || is_known, "a session has ended that was to go on");
         }

@@ -286,7 +286,7 @@ async fn view(visitor: usize, path: &'static str, instance: Instance, patience: 
 }
 
 /// Views a page in a session. Returns whether there is one.
-pub async fn view_session(id: Id, path: &'static str, instance: Instance, patience: Duration) -> bool {
+async fn view_session(id: Id, path: &'static str, instance: Instance, patience: Duration) -> bool {
     let before = world(|world| world.before(id));
     let change = Change::View(path.into());
     let outcome = timeout(patience.min(DEADLINE), instance.committer().change(id, change)).await.ok();

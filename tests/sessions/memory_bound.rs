@@ -1,13 +1,9 @@
 //! Promise: the in-memory store is bounded. A million visits without a cookie need no more memory than
 //! a full store, and the store evicts the sessions that were viewed longest ago.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::TcpStream,
-};
+use std::io::{Read, Write};
 
-use crate::common::{Service, TIMEOUT, Visitor};
+use crate::common::{Service, Visitor, connect};
 
 const VISITS: usize = 1_000_000;
 
@@ -21,8 +17,7 @@ const MEGABYTES: u64 = 40;
 fn visit(service: &Service, visits: usize) {
     const BATCH: usize = 200;
     const REQUEST: &[u8] = b"GET /foo HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let mut stream = connect(service);
     let mut answer = vec![0; 4096];
     stream.write_all(REQUEST).unwrap();
     let length = stream.read(&mut answer).unwrap();
@@ -38,10 +33,7 @@ fn visit(service: &Service, visits: usize) {
 
 /// The most MB that the process has taken so far.
 fn peak(service: &Service) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kibibytes * 1024 / 1_000_000
+    service.memory("VmHWM") / 1_000_000
 }
 
 #[tokio::test]
