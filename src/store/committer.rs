@@ -345,13 +345,10 @@ impl<R: SendCommand> Committer<R> {
             change(&mut going_on)?;
             let (id, new_value) = self.create(&going_on).await.map_err(without_effect)?;
             let ended = self.change(*old, Change::EndIf(*old, value.clone())).await;
-            match ended {
-                Ok(Some(_)) => return Ok(Some(NewId { id, value: new_value, is_in_doubt: false })),
-                // The old session may have ended: then nothing but the new one is left.
-                Err(Error::Unanswered | Error::Garbled) => {
-                    return Ok(Some(NewId { id, value: new_value, is_in_doubt: true }));
-                }
-                _ => {}
+            // In doubt, the old session may have ended: then nothing but the new one is left.
+            let is_in_doubt = matches!(ended, Err(Error::Unanswered | Error::Garbled));
+            if is_in_doubt || matches!(ended, Ok(Some(_))) {
+                return Ok(Some(NewId { id, value: new_value, is_in_doubt }));
             }
             // If this fails, the new session expires.
             let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &id).await;
