@@ -72,6 +72,13 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
     let mut visitor = Visitor::default();
     let visit = vec![(0..VISIT).map(|_| executed(first, &mut visitor, "/")).sum()];
 
+    let mut over = Vec::new();
+    for is_known in [true, false] {
+        let mut visitor = returning(first, 2);
+        redis.cli(program.database(), &["FLUSHDB"]);
+        over.push(executed(if is_known { first } else { second }, &mut visitor, "/"));
+    }
+
     let mut visitor = returning(first, 2);
     for _ in 0..2 {
         visitor.view(second, "/");
@@ -89,13 +96,6 @@ pub fn measure(program: Program, redis: &Redis) -> Billing {
         }
         Executed((0..VIEWS).map(|_| executed(&mut connection, &mut visitor, "/read")).collect())
     });
-
-    let mut over = Vec::new();
-    for is_known in [true, false] {
-        let mut visitor = returning(first, 2);
-        redis.cli(program.database(), &["FLUSHDB"]);
-        over.push(executed(if is_known { first } else { second }, &mut visitor, "/"));
-    }
 
     Billing {
         new_visitor: Executed(new_visitor),
