@@ -219,7 +219,7 @@ fn explain(error: clap::Error) -> String {
             let problem = std::error::Error::source(&error).map(ToString::to_string);
             format!("{setting} {}", problem.unwrap_or_default())
         }
-        ErrorKind::UnknownArgument => {
+        ErrorKind::UnknownArgument | ErrorKind::TooManyValues => {
             // The argument may be a misplaced secret.
             "an argument is unknown; allowed: what --help lists".to_owned()
         }

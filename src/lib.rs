@@ -11,13 +11,13 @@
 //! A request's way:
 //! - [`web::app`]: every route, and what surrounds each request.
 //! - `web/cookie.rs` reads and makes the cookie.
-//! - [`web::counting`], the middleware that counts the view, or that of [`web::session`], which does not. In both cases
+//! - One of two middlewares: that of [`web::counting`] counts the view, that of [`web::session`] does not. With both,
 //!   [`web::session`] gives the page its session, then saves that and sets the cookie.
 //! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. With the types in
 //!   [`web::route_state`], a handler that takes an `AtomicSession` or a `ViewCount` compiles only on a route that provides
 //!   it. A handler that takes tower-sessions' plain `Session` compiles anywhere, and fails at run time where there is none.
 //! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that
-//!   no other request can undo.
+//!   overlapping requests do not undo.
 //! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.
 //!
 //! The sessions:
@@ -33,9 +33,10 @@
 //!
 //! HTTP below the routes:
 //! - [`web::server`]: listener, limits and shutdown. `web/connections.rs` decides which connections may stay, from what
-//!   `activity.rs` knows of each. `client_stream.rs` and `request_body.rs`: what clients send and no page reads.
-//! - `web/host.rs`, `forwarded.rs` and `cross_site.rs`: what a request says of its host, its proxies and the site that it
-//!   comes from.
+//!   `activity.rs` knows of each; `response_body.rs` tells it what clients have taken. `client_stream.rs` and
+//!   `request_body.rs`: what clients send and no page reads.
+//! - `web/host.rs`, `plain_http.rs` and `cross_site.rs`: what a request says of its host, its protocol and the site that
+//!   it comes from.
 //!
 //! What is `pub` is for the program, for services that are built on it as in `examples/`, and for the tests.
 //!

@@ -81,7 +81,8 @@ use super::{
 const MAX_CHANGES: usize = 2 * MAX_BATCH;
 
 /// After a conflict with another instance over a session, an instance writes the session once. If more changes of it
-/// wait by then, it pauses for at least this long before the next write, which those that arrive meanwhile share.
+/// wait by then, it pauses for at least this long before the next write. Changes that arrive during the pause join that
+/// write.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// If several instances are among a session's last writers, the one that makes each 25th write of the session then leaves
@@ -194,7 +195,7 @@ struct Value {
 enum Source {
     /// It was remembered. Another instance may have replaced it.
     Remembered,
-    /// It was read or written just now.
+    /// It was read or written just now, by this instance.
     #[default]
     Redis,
     /// It was found in place of another one, or read after a pause for others, who write the session too.
@@ -517,7 +518,8 @@ impl<R: SendCommand> Shared<R> {
             Ok((.., None)) => return Err((Written::Gone, changes)),
             Err(error) => return Err((Written::Failed(error), changes)),
         };
-        if source == Source::Remembered && changes.iter().any(|waiting| waiting.count.is_err()) {
+        if source == Source::Remembered && (changes.is_empty() || changes.iter().any(|waiting| waiting.count.is_err()))
+        {
             // Perhaps they do not fail with what the session holds by now.
             return Err((Written::Outdated, changes));
         }
@@ -558,7 +560,7 @@ impl<R: SendCommand> Shared<R> {
                         (waiting, outcome)
                     }));
                     if takes_break || source == Source::Contended && !waiting.is_empty() {
-                        let pause = last.map_or(SHORTEST_PAUSE, |last| SHORTEST_PAUSE.max(2 * last.took));
+                        let pause = last.map_or(SHORTEST_PAUSE, |last| (2 * last.took).clamp(SHORTEST_PAUSE, BREAK));
                         sessions.busy.insert(id, BusySession { waiting, value: None });
                         tokio::spawn(self.clone().give_way(id, value, if takes_break { BREAK } else { pause }));
                         continue;
@@ -581,7 +583,7 @@ impl<R: SendCommand> Shared<R> {
                 }
                 Written::Failed(error) => {
                     answers.extend(changes.into_iter().map(|waiting| (waiting, Err(error.clone()))));
-                    // What has arrived meanwhile may have waited as long as this call took, and would again.
+                    // What arrived during this call may have waited as long as it took, and would have to once more.
                     if is_outage {
                         refuse(mem::take(&mut waiting), &mut answers);
                     }
@@ -645,7 +647,7 @@ impl<R: SendCommand> Shared<R> {
     }
 }
 
-/// The error of a command whose effect nobody can see: it is as if it was not executed.
+/// The error of a read, or of creating a session whose id nobody knows: it makes no difference whether it was executed.
 fn without_effect(error: Error) -> Error {
     match error {
         Error::Unanswered => Error::Unreached,

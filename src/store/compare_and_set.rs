@@ -130,8 +130,8 @@ impl CompareAndSet {
         }
     }
 
-    /// Finds out whether the server accepts a view now, by a command that changes nothing: one that writes this key,
-    /// which no session has. Returns whether the server knows `IFEQ`.
+    /// Finds out whether the server accepts a view now, by a `SET` that would store something only if this key held `-`.
+    /// No session has the key, so nothing changes. Returns whether the server knows `IFEQ`.
     ///
     /// # Errors
     /// The server's, if it does not accept it.

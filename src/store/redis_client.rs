@@ -148,7 +148,7 @@ async fn check_server(client: &Client) -> Result<(), Error> {
         let cluster = send(client, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
         let cluster = cluster.as_str().unwrap_or_default();
         if let Some(masters) = field(&cluster, "cluster_size").filter(|masters| *masters != "1") {
-            // As the server refuses a command whose key another master has.
+            // The error with which the server itself refuses a command whose key is on another master.
             return Err(Error::Refused(format!("MOVED {masters} masters share the slots")));
         }
     }

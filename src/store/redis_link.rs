@@ -191,7 +191,7 @@ impl RedisLink {
         reply.map_err(|error| match error {
             // Another server may now have the primary's name.
             Error::Refused(reason)
-                // Or a Cluster's only master has got company: its client follows no redirections.
+                // Or a Cluster that had one master now has several: the client was made for a single server.
                 if error::is_unfit_server(&reason) || self.is_clustered && error::is_moved(&reason) =>
             {
                 self.give_up(&client, &reason);

@@ -70,10 +70,13 @@ pub async fn sentinel_rejection(config: &Config) -> Option<String> {
         let (username, password) = (username.clone(), password.clone());
         let server = ServerConfig::Centralized { server };
         let sentinel = Config { server, username, password, database: None, ..config.clone() };
-        if let Err(error) = new_client(&sentinel).ok()?.init().await
-            && let Some(rejection) = rejection(without_arguments(error.details()))
-        {
-            return Some(format!("Sentinel: {rejection}"));
+        match new_client(&sentinel).ok()?.init().await {
+            Ok(end) => end.abort(),
+            Err(error) => {
+                if let Some(rejection) = rejection(without_arguments(error.details())) {
+                    return Some(format!("Sentinel: {rejection}"));
+                }
+            }
         }
     }
     None

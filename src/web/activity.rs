@@ -1,21 +1,14 @@
 //! What happens on a client's connection: whether it may stay open, and for how long.
 
 use std::{
-    mem,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{
-    body::{Body, Bytes, HttpBody},
-    http::Version,
-};
-use hyper::body::{Frame, SizeHint};
+use axum::http::Version;
 use tokio::{sync::Notify, time::Instant};
 
 /// The most requests whose responses are not taken yet, over all connections. Beyond it, a connection can have only one
@@ -70,20 +63,13 @@ pub struct Activity {
     wake: Notify,
 }
 
-/// A request, from its arrival until its client has taken the response.
+/// A request whose response is being made.
 #[derive(Debug)]
-pub struct Pending {
-    activity: Arc<Activity>,
-    /// Whether the response is still being made.
-    is_busy: bool,
-}
+pub struct Pending(Option<Untaken>);
 
-/// The body of a response that its client is to take.
+/// A response that its client has not taken yet, or a part of one.
 #[derive(Debug)]
-pub struct ResponseBody {
-    body: Body,
-    pending: Option<Pending>,
-}
+pub struct Untaken(Arc<Activity>);
 
 impl Default for Requests {
     fn default() -> Self {
@@ -123,15 +109,12 @@ impl Activity {
             self.is_mid_request.store(false, Relaxed);
         }
         // First added, then compared: of two that arrive at once, one sees the other.
-        let all = self.requests.untaken.fetch_add(1, Relaxed);
-        let own = self.untaken.fetch_add(1, Relaxed);
-        let mut pending = Pending { activity: self.clone(), is_busy: false };
-        if all >= MAX_REQUESTS && own > 0 {
+        let untaken = Untaken::new(self);
+        if self.requests.untaken.load(Relaxed) > MAX_REQUESTS && self.untaken.load(Relaxed) > 1 {
             return None;
         }
         self.busy.fetch_add(1, Relaxed);
-        pending.is_busy = true;
-        Some(pending)
+        Some(Pending(Some(untaken)))
     }
 
     /// Notes that bytes came, and whether they seem to end a request.
@@ -152,9 +135,13 @@ impl Activity {
         self.is_mid_request.store(false, Relaxed);
     }
 
-    /// Notes whether the client takes what is written.
+    /// Notes whether the client takes what is written to the connection.
     pub fn note_taking(&self, is_taking: bool) {
         self.is_blocked.store(!is_taking, Relaxed);
+        // Over HTTP/2, this may belong to no response.
+        if is_taking && self.has_answered.load(Relaxed) && !self.is_http2.load(Relaxed) {
+            self.touch();
+        }
     }
 
     /// Notes that the rest of a request's body is not going to be read.
@@ -209,6 +196,11 @@ impl Activity {
         limit.saturating_sub(Duration::from_millis(idle))
     }
 
+    fn end_request(&self) {
+        self.touch();
+        self.busy.fetch_sub(1, Relaxed);
+    }
+
     /// Whether the connection is between two requests.
     fn is_at_rest(&self) -> bool {
         self.has_answered.load(Relaxed)
@@ -219,58 +211,45 @@ impl Activity {
 }
 
 impl Pending {
-    /// The response is made, with this body.
-    pub fn respond(mut self, body: Body) -> ResponseBody {
-        self.activity.has_answered.store(true, Relaxed);
-        self.end();
-        ResponseBody { body, pending: Some(self) }
-    }
-
-    fn end(&mut self) {
-        if mem::take(&mut self.is_busy) {
-            self.activity.touch();
-            self.activity.busy.fetch_sub(1, Relaxed);
-        }
+    /// The response is made, and is to be taken.
+    pub fn end(mut self) -> Option<Untaken> {
+        self.0.take().inspect(|Untaken(activity)| {
+            activity.has_answered.store(true, Relaxed);
+            activity.end_request();
+        })
     }
 }
 
+/// Without a response, because the client has gone.
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.end();
-        self.activity.untaken.fetch_sub(1, Relaxed);
-        self.activity.requests.untaken.fetch_sub(1, Relaxed);
+        self.0.take().inspect(|Untaken(activity)| activity.end_request());
     }
 }
 
-impl ResponseBody {
-    /// The body of a response to a request that [`Activity::begin`] has refused.
-    pub fn of_refused(body: Body) -> Self {
-        Self { body, pending: None }
+impl Untaken {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.untaken.fetch_add(1, Relaxed);
+        activity.requests.untaken.fetch_add(1, Relaxed);
+        Self(activity.clone())
     }
-}
 
-impl HttpBody for ResponseBody {
-    type Data = Bytes;
-    type Error = axum::Error;
+    /// Another part of the same response.
+    pub fn another(&self) -> Self {
+        Self::new(&self.0)
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if frame.is_ready()
-            && let Some(pending) = &self.pending
-        {
-            pending.activity.touch();
+    /// Notes that the client takes some of it. Over HTTP/1, what is written to the connection is noted instead.
+    pub fn note_taking(&self) {
+        if self.0.is_http2.load(Relaxed) {
+            self.0.touch();
         }
-        frame
     }
+}
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        self.0.untaken.fetch_sub(1, Relaxed);
+        self.0.requests.untaken.fetch_sub(1, Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! Changes of a session that no other request can undo.
+//! Changes of a session that overlapping requests do not undo.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use tower_sessions::Session;
 use super::{error::Error, request_store::RequestStore, route_state::HasSession};
 use crate::store::{self, change::Change};
 
-/// The request's session, for changes that no other request can undo, on any instance. Handlers extract it, beside or in
-/// place of tower-sessions' [`Session`].
+/// The request's session, for changes that overlapping ones do not undo, on any instance. Handlers extract it, beside or
+/// in place of tower-sessions' [`Session`].
 ///
 /// Pages that extract it are routed through [`counted`](super::app::counted) or
 /// [`with_session`](super::app::with_session): elsewhere they do not compile.
@@ -51,7 +51,7 @@ impl AtomicSession {
     /// # Errors
     /// [`Error::Session`] if the store fails, or if the value has another type; [`Error::TooLarge`] if the session has
     /// no room for it; [`Error::Ended`] if another request has ended the session. The value is not changed then, unless
-    /// Redis did not answer: then it may have been.
+    /// Redis gave no answer, or an unreadable one: then it may have been.
     pub async fn update<T, R>(
         &self,
         key: &str,
@@ -96,6 +96,9 @@ impl AtomicSession {
 
     /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and counts its age from
     /// now on: for a login. See [`Config::session_max_age`](crate::config::Config::session_max_age).
+    ///
+    /// If the page then wants to end the session after all, it must save it before: after `cycle_id`, tower-sessions'
+    /// `flush` only removes the data.
     ///
     /// # Errors
     /// [`Error::Session`] if the session cannot be read.

@@ -139,7 +139,7 @@ impl Place {
                 // First the connection: what has arrived by now makes it busy.
                 biased;
                 _ = &mut connection => return,
-                // It was polled above since it was told, so its client knows, if it reads.
+                // It was polled above after it was told to end. So its farewell is on the way to a client that reads.
                 () = ready(()), if is_ending && activity.told() > 1 && activity.is_idle() => return,
                 () = activity.wait_until_told() => {}
                 // A connection at rest may begin a request at any time, and then has only `IDLE_TIMEOUT`. So look again

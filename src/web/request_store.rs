@@ -23,9 +23,9 @@ use crate::store::{
 /// The store of one request's [`Session`].
 ///
 /// tower-sessions loads and saves whole records; the last one to save would undo what others did meanwhile. Here, the
-/// record is compared with what was loaded, and only the keys whose values differ are changed. And a session that the
-/// page ends, or that goes on under another id, ends only with the next save, at the latest when the page has answered:
-/// the new one is stored before.
+/// record is compared with what was loaded, and only the keys whose values differ are changed. A session that the
+/// page ends, or moves to another id, is ended by the next save, at the latest when the page has answered. Its successor,
+/// if it has one, is stored before.
 #[derive(Debug)]
 pub struct RequestStore {
     store: Store,
@@ -42,9 +42,9 @@ struct State {
     loaded: Option<Data>,
     /// The path of a new visitor's view.
     first_view: Option<Box<str>>,
-    /// The session that is to end: with its data, or to go on under another id.
+    /// The id that is to end: with its data (`flush`), or because the session goes on under another one (`cycle_id`).
     ending: Option<Id>,
-    /// Whether it ends with its data, whatever the page does after that.
+    /// Whether it ends with its data, even if the page calls `cycle_id` after that.
     is_flushed: bool,
     /// Whether its age begins anew when it goes on under another id.
     restarts_age: bool,
@@ -58,7 +58,7 @@ struct State {
 #[derive(Clone)]
 struct Difference {
     changed: Vec<(String, Value)>,
-    /// The removed keys; none if all others are, because the page never loaded the data.
+    /// The keys that the page removed. `None` if it never loaded the data: then all that it did not set are removed.
     removed: Option<Vec<String>>,
 }
 
@@ -74,7 +74,7 @@ impl Difference {
         self.changed.is_empty() && self.removed.as_ref().is_some_and(Vec::is_empty)
     }
 
-    /// The data of a session that begins with it.
+    /// The data of a new session, which has only the changed keys.
     fn of_nothing(&self) -> Data {
         self.changed.iter().cloned().collect()
     }
@@ -214,7 +214,14 @@ impl RequestStore {
                         (state.id, state.value) = (Some(id), Some(value));
                         return Err(Error::Unanswered);
                     }
-                    None => self.begin(&difference.of_nothing()).await?,
+                    None => {
+                        let data = difference.of_nothing();
+                        if data.is_empty() {
+                            *self.state.lock() = State::default();
+                            return Ok(record.id);
+                        }
+                        self.begin(&data).await?
+                    }
                 }
             }
         };
@@ -291,7 +298,8 @@ impl SessionStore for RequestStore {
     /// Lets the session end with the next save. A session that has not begun needs no end.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
         let mut state = self.state.lock();
-        // `cycle_id` comes only once with the session's id. So what came first with it was `flush` or `delete`.
+        // `cycle_id` gives the record a new id, so it comes with the session's own at most once. If that comes a second
+        // time, the first time was `flush` or `delete`.
         state.is_flushed |= state.ending == Some(*id);
         state.ending = state.id;
         Ok(())

@@ -36,12 +36,8 @@ use tower::{Service, ServiceExt};
 use tracing::warn;
 
 use super::{
-    activity::{Activity, ResponseBody},
-    client_stream::ClientStream,
-    connections::Connections,
-    error::RETRY_AFTER,
-    host,
-    request_body::RequestBody,
+    activity::Activity, client_stream::ClientStream, connections::Connections, error::RETRY_AFTER, host,
+    request_body::RequestBody, response_body::ResponseBody,
 };
 use crate::{store::DEADLINE, warnings::warn_once_a_minute};
 
@@ -161,16 +157,19 @@ where
                 let Some(pending) = activity.begin(request.version()) else {
                     let headers = [(header::RETRY_AFTER, RETRY_AFTER)];
                     let refused = (StatusCode::SERVICE_UNAVAILABLE, headers, TAKES_TOO_LITTLE);
-                    return Either::Left(ready(Ok(refusal(&request, refused).map(ResponseBody::of_refused))));
+                    return Either::Left(ready(Ok(
+                        refusal(&request, refused).map(|body| ResponseBody::new(body, None))
+                    )));
                 };
                 let request = with_rest_read(request, &activity);
                 if !host::has_valid_host(&request) {
                     // hyper leaves the header out over HTTP/2.
                     let refused = (StatusCode::BAD_REQUEST, [(header::CONNECTION, "close")], NAMES_NO_HOST);
-                    return Either::Left(ready(Ok(refusal(&request, refused).map(|body| pending.respond(body)))));
+                    let response = refusal(&request, refused);
+                    return Either::Left(ready(Ok(response.map(|body| ResponseBody::new(body, pending.end())))));
                 }
                 let response = service.clone().oneshot(request);
-                Either::Right(response.map_ok(|response| response.map(|body| pending.respond(body))))
+                Either::Right(response.map_ok(|response| response.map(|body| ResponseBody::new(body, pending.end()))))
             });
             let connection = Box::pin(http.serve_connection(TokioIo::new(stream), on_request).into_owned());
             runtime.spawn(place.serve(connection, |connection| connection.as_mut().graceful_shutdown()));

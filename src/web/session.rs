@@ -16,7 +16,7 @@ use super::{
     cookie::{ReceivedCookie, SessionCookie},
     cross_site::is_forged,
     error::Error,
-    forwarded::warn_of_plain_http,
+    plain_http::warn_of_plain_http,
     request_store::RequestStore,
 };
 use crate::{
@@ -142,7 +142,7 @@ impl OpenSession {
         match store.failure() {
             // Whatever the page has answered: its session was ended.
             Some(store::Error::Ended) => Err(Error::Ended),
-            // The page saved the session itself and returned the error, of which tower-sessions had kept only a text.
+            // The page called `save` itself and returned its error, of which tower-sessions had kept only a text.
             Some(store::Error::TooLarge(_)) if answered == Some(Error::Session) => Err(Error::TooLarge),
             _ => Ok(()),
         }

@@ -117,13 +117,12 @@ async fn http2_clients_that_take_nothing_hold_little_and_are_closed() {
     }
     let service = Service::start([]);
     let before = service.sockets();
-    // No response may be sent: SETTINGS_INITIAL_WINDOW_SIZE is 0.
-    let settings = [0, 4, 0, 0, 0, 0];
     let requests: Vec<u8> =
         (0..100).flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, 2 * n + 1, REQUEST)).collect();
     let mut streams = Vec::new();
     for client in 1..=1000 {
-        let mut stream = connect_http2(&service, &settings);
+        // Of a response, nothing may be sent or a byte: SETTINGS_INITIAL_WINDOW_SIZE is 0 or 1.
+        let mut stream = connect_http2(&service, &[0, 4, 0, 0, 0, u8::from(client % 2 == 0)]);
         stream.write_all(&requests).unwrap();
         streams.push(stream);
         if client % 100 == 0 {
@@ -151,11 +150,12 @@ fn read_until(stream: &mut TcpStream, kind: u8) -> Frame {
 fn a_client_that_takes_too_little_is_told() {
     const STREAMS: u32 = 16;
     let service = Service::start([]);
-    let settings = [0, 4, 0, 0, 0, 0];
+    let settings = |window| [0, 4, 0, 0, 0, window];
     let ask = |number: u32| frame(HEADERS, END_STREAM | END_HEADERS, 2 * number + 1, REQUEST);
     let _others: Vec<_> = (0..80)
-        .map(|_| {
-            let mut stream = connect_http2(&service, &settings);
+        .map(|other| {
+            // Half of them take one byte.
+            let mut stream = connect_http2(&service, &settings(other % 2));
             for number in 0..STREAMS {
                 stream.write_all(&ask(number)).unwrap();
                 read_until(&mut stream, HEADERS);
@@ -163,7 +163,7 @@ fn a_client_that_takes_too_little_is_told() {
             stream
         })
         .collect();
-    let mut stream = connect_http2(&service, &settings);
+    let mut stream = connect_http2(&service, &settings(0));
     for number in [0, 1] {
         stream.write_all(&ask(number)).unwrap();
         read_until(&mut stream, HEADERS);

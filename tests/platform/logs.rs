@@ -93,8 +93,9 @@ async fn an_eviction_policy_is_named_once() {
         let service = Service::on(&redis);
         service.wait_until_ready().await;
         let commands = monitor.commands();
-        let asked = commands.iter().filter(|command| *command == "\"INFO\"");
-        assert_eq!(asked.count(), threads(), "{commands:#?}");
+        let asked = commands.iter().filter(|command| *command == "\"INFO\"").count();
+        // A thread does not ask if another one is connected already.
+        assert!((1..=threads()).contains(&asked), "{commands:#?}");
         let log = service.stop();
         let warnings = log.iter().filter(|line| line.contains("WARN") && line.contains(policy)).count();
         assert_eq!(warnings, usize::from(policy != "noeviction"), "{log:#?}");
