@@ -11,8 +11,8 @@
 //! A request's way:
 //! - [`web::app`]: every route, and what surrounds each request.
 //! - `web/cookie.rs` reads and makes the cookie.
-//! - One of two middlewares: that of [`web::counting`] counts the view, that of [`web::session`] does not. With both,
-//!   [`web::session`] gives the page its session, then saves that and sets the cookie.
+//! - One of two middlewares: that of [`web::counting`] counts the view, that of [`web::session`] does not. Either way,
+//!   [`web::session`] gives the page its session, then saves it and sets the cookie.
 //! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. With the types in
 //!   [`web::route_state`], a handler that takes an `AtomicSession` or a `ViewCount` compiles only on a route that provides
 //!   it. A handler that takes tower-sessions' plain `Session` compiles anywhere, and fails at run time where there is none.
@@ -25,7 +25,7 @@
 //! - [`store::contents`]: what a session holds, and its form in Redis. [`store::ttl`]: how long it lives.
 //! - [`store::committer`]: changing sessions in Redis, and why each change is applied once. It is built on
 //!   [`store::compare_and_set`], with its script. `pacing.rs` decides how many sessions share a call, `remembered.rs`
-//!   keeps the values that were written last, `retry.rs` sends again.
+//!   keeps the values that were written or read last, `retry.rs` sends again.
 //! - `store/redis_link.rs` sends commands, and reconnects. `redis_client.rs` makes and checks one connection,
 //!   `addresses.rs` finds the address that answers, `rejection.rs` knows what stops the program at its start.
 //!   `error.rs`: what can fail.

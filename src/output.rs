@@ -139,7 +139,7 @@ pub fn print_error(problem: impl Display) {
 }
 
 /// From now on, a panic waits, but not for long, until these lines and then its own are written, and ends the
-/// process: in a task alone, it would leave views waiting for a call that nobody makes any more.
+/// process: if it ended only its task, views would wait for a call that nobody makes.
 pub fn print_panics(lines: Lines) {
     panic::set_hook(Box::new(move |panic| {
         lines.wait_until_written();

@@ -133,8 +133,8 @@ impl Store {
         changed.inspect_err(Error::report)
     }
 
-    /// Checks that a view could be counted now, whichever thread it comes to. It sends a command, which providers bill,
-    /// on this thread's link only. Other links that have ended are made anew, and checked.
+    /// Checks that a view could be counted now, whichever thread it comes to. It sends a command, in a Cluster one to
+    /// each master, on this thread's link only: providers bill it. Other links that have ended are made anew, and checked.
     ///
     /// # Errors
     /// If not: the store cannot be reached, does not answer or refuses.

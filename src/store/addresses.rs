@@ -19,8 +19,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const GIVE_UP_AFTER: Duration = Duration::from_millis(1500);
 
 /// The same settings, but names whose first address does not answer are replaced by an address that does. The
-/// certificate must still name the host of the URL. Certificates have no brackets around IPv6 addresses, but fred 10.1
-/// would compare with the URL's; so the name to verify is set without them.
+/// certificate must still name the host of the URL. fred 10.1 would verify an IPv6 address with the URL's brackets, which
+/// certificates do not have; so the name to verify is set without them.
 pub async fn with_reachable_addresses(config: &Config) -> Config {
     let mut config = config.clone();
     let servers = match &mut config.server {

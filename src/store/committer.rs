@@ -85,8 +85,8 @@ const MAX_CHANGES: usize = 2 * MAX_BATCH;
 /// write.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 
-/// If several instances are among a session's last writers, the one that makes each 25th write of the session then leaves
-/// it alone for [`BREAK`]. Otherwise the instance nearest to Redis could always be first, and nothing of another's would
+/// If several instances are among a session's last writers, whichever makes its 25th, 50th, … write leaves it alone for
+/// [`BREAK`] afterwards. Otherwise the instance nearest to Redis could always be first, and nothing of another's would
 /// ever be stored.
 const BREAK_EVERY: u64 = 25;
 
@@ -339,7 +339,7 @@ impl<R: SendCommand> Committer<R> {
         old: &Id,
         mut change: impl FnMut(&mut Contents) -> Result<(), Error>,
     ) -> Result<Option<NewId>, Error> {
-        let Shared { redis, compare_and_set, .. } = &*self.0;
+        let Shared { redis, compare_and_set, instance, .. } = &*self.0;
         let since = Instant::now();
         while let Some(value) = self.read(old).await? {
             let mut going_on = Contents::decode(old, &value)?;
@@ -351,10 +351,11 @@ impl<R: SendCommand> Committer<R> {
             if is_in_doubt || matches!(ended, Ok(Some(_))) {
                 return Ok(Some(NewId { id, value: new_value, is_in_doubt }));
             }
+            instance.sessions.lock().remembered.take(&id);
             // If this fails, the new session expires.
             let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &id).await;
             match ended {
-                Err(Error::Contended) if since.elapsed() < RETRY_WINDOW => {}
+                Err(Error::Contended) if since.elapsed() < RETRY_WINDOW => sleep(SHORTEST_PAUSE).await,
                 ended => return ended.map(|_| None),
             }
         }
@@ -396,7 +397,7 @@ impl<R: SendCommand> Shared<R> {
     fn make_ready(self: &Arc<Self>, id: Id) {
         let mut queue = self.queue.lock();
         queue.ready.push_back(id);
-        // Sessions that come one by one wait for no other.
+        // Where no call is shared, none waits for another.
         if !self.compare_and_set.takes_many() || queue.calls < pacing::max_calls(queue.last) {
             queue.calls += 1;
             tokio::spawn(self.clone().serve());
@@ -583,7 +584,7 @@ impl<R: SendCommand> Shared<R> {
                 }
                 Written::Failed(error) => {
                     answers.extend(changes.into_iter().map(|waiting| (waiting, Err(error.clone()))));
-                    // What arrived during this call may have waited as long as it took, and would have to once more.
+                    // What arrived meanwhile may have waited for all of this call, and would wait as long again.
                     if is_outage {
                         refuse(mem::take(&mut waiting), &mut answers);
                     }

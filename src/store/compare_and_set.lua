@@ -7,7 +7,7 @@
 -- ARGV[3]: ms that such a value lives.
 -- ARGV[4]: for each key, three lengths: of the expected value (2 bytes), of the new value (2 bytes), and of the text of
 --   the new value's ms to live (1 byte); then the expected value, the new value, and that text. One long text costs the
---   client a fraction of many short ones, and a length in bytes costs the server less than one in digits.
+--   client a fraction of many short ones, and a binary length costs the server less than a decimal one.
 -- ARGV[5] and further: the expected and the new value of each key for which both lengths are 0. Lua hashes each byte of
 --   each string that it makes: an argument is hashed once, a part of ARGV[4] twice. For long values, that counts.
 --

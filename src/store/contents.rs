@@ -683,7 +683,7 @@ mod tests {
     fn a_session_that_is_too_large_can_be_viewed_and_shrunk() {
         let record = Record { id: ID, data: text(2 * MAX_SESSION_BYTES), expiry_date: EXPIRY };
         let value = rmp_serde::to_vec(&record).unwrap();
-        // With the two below, three of these take exactly the bytes that counts may.
+        // Three of these, with the two paths below, take exactly `COUNTS_BYTES`.
         let paths: Vec<_> = (0..10).map(|path| format!("/{path:0332}")).collect();
         let mut contents = Contents::decode(&ID, &value).unwrap();
         for count in 1..=3 {

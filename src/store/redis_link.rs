@@ -51,11 +51,11 @@ pub struct OutageLog(Mutex<Logged>);
 struct Logged {
     /// How many links need a client.
     unlinked: usize,
-    /// Whether one ever had one.
+    /// Whether any ever had a client.
     was_linked: bool,
-    /// Whether all ever had one.
+    /// Whether all ever had one at the same time.
     was_connected: bool,
-    /// Why one needs a client, as it was logged last; none once all have one.
+    /// The reason for an outage that was logged last; none once all have a client.
     reason: Option<String>,
 }
 

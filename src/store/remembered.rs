@@ -31,8 +31,8 @@ pub struct Remembered {
     old: HashMap<Id, Bytes>,
     /// Of the younger generation.
     bytes: usize,
-    /// How often a remembered value was right lately, less twice how often it was wrong. A wrong value costs one to
-    /// three commands, a right one saves one.
+    /// How often a remembered value was right lately, less twice how often it was wrong. A wrong value costs up to
+    /// three commands more than a right one, and reading first one more.
     trust: i8,
 }
 

@@ -97,8 +97,8 @@ impl AtomicSession {
     /// Lets the session go on under a new id, as tower-sessions' [`Session::cycle_id`] does, and counts its age from
     /// now on: for a login. See [`Config::session_max_age`](crate::config::Config::session_max_age).
     ///
-    /// If the page then wants to end the session after all, it must save it before: after `cycle_id`, tower-sessions'
-    /// `flush` only removes the data.
+    /// A page that then ends the session after all must call `save` first: after `cycle_id`, tower-sessions' `flush` only
+    /// removes the data.
     ///
     /// # Errors
     /// [`Error::Session`] if the session cannot be read.

@@ -1,4 +1,4 @@
-//! A client's connection: it notes what comes and what is taken, and closes only after what the client still sends.
+//! A client's connection: it notes what comes and what is taken, and before it closes reads what is still sent.
 
 use std::{
     io,

@@ -18,8 +18,8 @@ use super::activity::{Activity, IDLE_TIMEOUT, Requests};
 const MAX_CONNECTIONS: usize = 1250;
 
 /// A new connection goes to the first thread that has no more than this many. So few do not fill a core, and views on one
-/// thread share calls: with eight connections on two threads, a view was measured to cost a third more CPU and two tenths
-/// of a command.
+/// thread share calls: with eight connections on two threads, a view was measured to cost a third more CPU and 0.2 commands
+/// more.
 const FILL_FIRST: usize = 8;
 
 /// If no more places than this are free, each new connection makes an idle one end. The new one takes a free place at

@@ -8,7 +8,7 @@ use tower_sessions::session::Id;
 
 use crate::config::Config;
 
-/// The most valid cookies of the session's name that are tried. A browser sends several if they were set for several
+/// At most this many valid cookies of the session's name are tried. A browser sends several if they were set for several
 /// paths or domains.
 const MAX_COOKIES: usize = 4;
 

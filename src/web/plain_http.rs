@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_headers_that_of_more_proxies_counts() {
+    fn x_forwarded_proto_comes_before_forwarded() {
         let mut headers = HeaderMap::new();
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
         headers.insert(FORWARDED, HeaderValue::from_static("proto=http"));

@@ -45,7 +45,13 @@ impl HttpBody for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         self.is_held_back = false;
         match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(context),
+            Some(body) => {
+                let frame = Pin::new(body).poll_frame(context);
+                if matches!(frame, Poll::Ready(Some(Err(_)))) {
+                    self.activity.note_bytes_left();
+                }
+                frame
+            }
             None => Poll::Ready(None),
         }
     }

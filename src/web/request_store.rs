@@ -24,8 +24,8 @@ use crate::store::{
 ///
 /// tower-sessions loads and saves whole records; the last one to save would undo what others did meanwhile. Here, the
 /// record is compared with what was loaded, and only the keys whose values differ are changed. A session that the
-/// page ends, or moves to another id, is ended by the next save, at the latest when the page has answered. Its successor,
-/// if it has one, is stored before.
+/// page ends, or moves to another id, is ended by the next save, at the latest when the page has answered without a server
+/// error. Its successor, if it has one, is stored before.
 #[derive(Debug)]
 pub struct RequestStore {
     store: Store,
@@ -105,6 +105,12 @@ impl RequestStore {
     /// The session's id, if it is in the store as far as is known.
     pub fn id(&self) -> Option<Id> {
         self.state.lock().id
+    }
+
+    /// Whether this request has read or written the session.
+    pub fn has_been_seen(&self) -> bool {
+        let state = self.state.lock();
+        state.value.is_some() || state.loaded.is_some()
     }
 
     /// Lets the session's age begin anew when it goes on under another id.
@@ -298,8 +304,8 @@ impl SessionStore for RequestStore {
     /// Lets the session end with the next save. A session that has not begun needs no end.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
         let mut state = self.state.lock();
-        // `cycle_id` gives the record a new id, so it comes with the session's own at most once. If that comes a second
-        // time, the first time was `flush` or `delete`.
+        // `cycle_id` deletes the record's id and gives it a new one, so it can delete the session's own only once. The
+        // other time was `flush` or `delete`.
         state.is_flushed |= state.ending == Some(*id);
         state.ending = state.id;
         Ok(())

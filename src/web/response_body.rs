@@ -29,7 +29,7 @@ pub struct Part {
 }
 
 impl ResponseBody {
-    /// A body that counts as this, or not at all.
+    /// This body, which `untaken` counts, if given.
     pub fn new(body: Body, untaken: Option<Untaken>) -> Self {
         Self { body, untaken }
     }

@@ -45,7 +45,7 @@ impl Sessions {
             return Ok(self.open(cookie, None));
         }
         let read = |id| async move { self.store.read(&id).await };
-        // Boxed: otherwise every request's future would reserve space for this path, which is rare but for new visitors.
+        // Boxed: otherwise every request's future would reserve space for this path, which only new visitors often take.
         match Box::pin(first_alive(cookies, read)).await.map_err(Error::of_data)? {
             (Some(cookie), Some(value)) => Ok(self.open(cookie, Some(value))),
             (received, _) => Ok(self.begin(headers, received, None)),
@@ -121,7 +121,12 @@ impl OpenSession {
         let header = match (store.id(), received) {
             // If another request has ended the session, its response may have brought another cookie.
             (None, _) if saved.is_err() => None,
-            (Some(id), Some(received)) if id == received.id && (saved.is_err() || !received.needs_resigning) => None,
+            // Nor is a cookie signed anew whose session may have got another id meanwhile.
+            (Some(id), Some(received))
+                if id == received.id && (saved.is_err() || !received.needs_resigning || !store.has_been_seen()) =>
+            {
+                None
+            }
             (Some(id), _) => cookie.with_id(id),
             // The request's session is gone: the page ended it, or it had expired.
             (None, received) => received.and_then(|_| cookie.removal()),
@@ -152,7 +157,7 @@ impl OpenSession {
 /// Gives the request its session, as middleware. It counts nothing; the session is renewed only when it is saved.
 ///
 /// # Errors
-/// [`Error::CrossSite`]; [`Error::Session`] if several cookies came, and their sessions cannot be read.
+/// [`Error::CrossSite`]; if several cookies came, also [`Error::Ended`] and [`Error::Session`], as for reading.
 pub async fn give_session(State(sessions): State<Sessions>, request: Request, page: Next) -> Result<Response, Error> {
     if is_forged(&request) {
         return Err(Error::CrossSite);
