@@ -36,7 +36,7 @@ const LONGEST_DEGRADED: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct RedisLink {
     state: Arc<watch::Sender<State>>,
-    /// A command takes a permit while it waits for a client or a reply.
+    /// Counts the commands that wait for a client or a reply: each holds a permit. None is ever refused.
     permits: Arc<Semaphore>,
     log: Arc<OutageLog>,
     is_clustered: bool,
