@@ -49,9 +49,9 @@ impl AtomicSession {
     /// the page has answered.
     ///
     /// # Errors
-    /// [`Error::Session`] if the store fails, or if the value has another type; [`Error::TooLarge`] if the session has
-    /// no room for it; [`Error::Ended`] if another request has ended the session. The value is not changed then, unless
-    /// Redis gave no answer, or an unreadable one: then it may have been.
+    /// [`Error::Session`] if the store fails; [`Error::BrokenPage`] if the value has another type or cannot be stored;
+    /// [`Error::TooLarge`] if the session has no room for it; [`Error::Ended`] if another request has ended the session.
+    /// The value is not changed then, unless Redis gave no answer, or an unreadable one: then it may have been.
     pub async fn update<T, R>(
         &self,
         key: &str,

@@ -42,6 +42,9 @@ pub enum Error {
     /// The session has no room for the change.
     #[error("your session is full")]
     TooLarge,
+    /// The page's value has another type in the session, or cannot be stored there: its code is wrong.
+    #[error("this page does not work")]
+    BrokenPage,
     /// Nobody can tell whether the view was counted, because the store gave no answer or an unreadable one; or what the
     /// page has done, because it took longer than [`store::DEADLINE`].
     #[error("your session cannot be reached, please try again")]
@@ -55,6 +58,7 @@ impl Error {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::CrossSite => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
+            Self::BrokenPage => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -69,6 +73,7 @@ impl Error {
             Self::Ended => "You have logged in or out in another tab. This page's data was not saved.",
             Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
+            Self::BrokenPage => "This page's data was not saved. What your session holds is not affected.",
             Self::Session => "This page's data may not have been saved.",
             Self::Unanswered => "Your view or change may or may not have been stored.",
         }
@@ -77,7 +82,7 @@ impl Error {
     /// Where to go from here: a path, empty for this page, and its name.
     fn link(self) -> (&'static str, &'static str) {
         match self {
-            Self::NotFound => ("/", "Go to the first page"),
+            Self::NotFound | Self::BrokenPage => ("/", "Go to the first page"),
             Self::MethodNotAllowed | Self::Prefetch | Self::CrossSite => ("", "Go to the page"),
             _ => ("", "Try again"),
         }
@@ -88,6 +93,7 @@ impl Error {
         match error {
             store::Error::Ended => Self::Ended,
             store::Error::TooLarge(_) => Self::TooLarge,
+            store::Error::TooDeep(_) | store::Error::Reserved(_) | store::Error::Mismatched => Self::BrokenPage,
             _ => Self::Session,
         }
     }
@@ -118,7 +124,7 @@ impl From<serde_json::Error> for Error {
     /// text, which may contain the session's data.
     fn from(_: serde_json::Error) -> Self {
         store::Error::Mismatched.report();
-        Self::Session
+        Self::BrokenPage
     }
 }
 

@@ -109,7 +109,7 @@ impl OpenSession {
     /// response the cookie that it needs.
     ///
     /// The response is [`Error::Ended`] if another request has ended the session, [`Error::TooLarge`] if it has no room
-    /// for the change, [`Error::Session`] if it cannot be saved.
+    /// for the change, [`Error::BrokenPage`] or [`Error::Session`] if it cannot be saved.
     pub async fn answer(self, mut request: Request, count: Option<u64>, page: Next) -> Response {
         let extensions = request.extensions_mut();
         extensions.insert(self.session.clone());
@@ -148,7 +148,7 @@ impl OpenSession {
             // Whatever the page has answered: its session was ended.
             Some(store::Error::Ended) => Err(Error::Ended),
             // The page called `save` itself and returned its error, of which tower-sessions had kept only a text.
-            Some(store::Error::TooLarge(_)) if answered == Some(Error::Session) => Err(Error::TooLarge),
+            Some(failure) if answered == Some(Error::Session) => Err(Error::of_data(failure)),
             _ => Ok(()),
         }
     }

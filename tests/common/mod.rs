@@ -41,7 +41,7 @@ pub use load::{Load, View};
 pub use nginx::Nginx;
 pub use proxy::{Proxy, behind_proxy, behind_proxy_as, behind_proxy_in_slow_motion, far_from};
 pub use redis::{Redis, wait_for_replication};
-pub use sentinel::{Sentinels, sentinel, sentinel_with};
+pub use sentinel::{Sentinels, kill, sentinel, sentinel_with};
 pub use service::{Service, in_slow_motion, libfaketime, libnss_wrapper, one_core, program, run, threads};
 pub use tls::Authority;
 pub use visitor::{Answer, Port, Visitor, connect, number, session_id};

@@ -14,8 +14,7 @@ pub struct Sentinels {
     sentinels: Vec<Redis>,
     pub primary: Redis,
     replica: Option<Redis>,
-    /// Keeps the killed primary's port in use: the Sentinels would turn any Redis that another test
-    /// starts on it into a replica.
+    /// The killed primary's.
     reserved_port: Option<TcpSocket>,
 }
 
@@ -68,13 +67,7 @@ impl Sentinels {
     /// Kills the primary and waits until all Sentinels announce the replica in its place.
     pub async fn kill_primary(&mut self) -> Promotion {
         let replica = self.replica.take().unwrap();
-        let killed = std::mem::replace(&mut self.primary, replica);
-        let port = killed.port;
-        drop(killed);
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(([127, 0, 0, 1], port).into()).unwrap();
-        self.reserved_port = Some(socket);
+        self.reserved_port = Some(kill(std::mem::replace(&mut self.primary, replica)));
         let done =
             eventually("the replica is promoted", async || (self.primary.role() == "master").then(Instant::now)).await;
         let port = self.primary.port.to_string();
@@ -88,6 +81,17 @@ impl Sentinels {
         .await;
         Promotion { done, announced }
     }
+}
+
+/// Kills a Redis that Sentinels know, and keeps its port in use: they would turn any Redis that another test starts on it
+/// into a replica.
+pub fn kill(redis: Redis) -> TcpSocket {
+    let port = redis.port;
+    drop(redis);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], port).into()).unwrap();
+    socket
 }
 
 /// A Sentinel that monitors this Redis under the name `main`.

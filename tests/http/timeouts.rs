@@ -8,10 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::{body::Bytes, routing::get};
+
 use crate::common::{
     Service, TIMEOUT, connect,
     http2::{ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, REQUEST, SETTINGS, frame, read_frame},
-    libfaketime, may_connect,
+    libfaketime, may_connect, serve,
 };
 
 /// A client that owes something has this long; then its connection is closed.
@@ -142,6 +144,32 @@ fn a_client_that_takes_no_response_is_closed_although_it_was_answered_before() {
             assert_at_limit(begin, "a response that is not taken");
         });
     });
+}
+
+/// It takes longer than a client may take nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_response_is_not_cut_while_its_client_reads() {
+    /// So much that the few megabytes which kernels and client buffer are taken last.
+    const SIZE: usize = 128 * 1024 * 1024;
+    /// The client reads evenly for this long.
+    const READING: Duration = LIMIT.saturating_add(Duration::from_secs(5));
+    let large = async || Bytes::from_static(&[b'x'; SIZE]);
+    let port = serve(&[], |routes, _| routes.route("/large", get(large))).await;
+    let read = async |client: reqwest::ClientBuilder| {
+        let url = format!("http://127.0.0.1:{port}/large");
+        let mut response = client.build().unwrap().get(url).send().await.unwrap();
+        let (begin, mut size) = (Instant::now(), 0);
+        while let Some(part) = response.chunk().await.unwrap_or_else(|error| {
+            panic!("{:?}: cut after {size} bytes and {:?}: {error}", response.version(), begin.elapsed())
+        }) {
+            size += part.len();
+            let until = READING.mul_f64(size as f64 / SIZE as f64);
+            tokio::time::sleep(until.saturating_sub(begin.elapsed())).await;
+        }
+        assert_eq!(size, SIZE, "{:?}", response.version());
+    };
+    let client = reqwest::Client::builder;
+    tokio::join!(read(client().http1_only()), read(client().http2_prior_knowledge()));
 }
 
 /// A connection that has served a request, or none yet, over HTTP/2.

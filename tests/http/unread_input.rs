@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::{body::Bytes, routing::post};
 use reqwest::Method;
 
-use crate::common::{Nginx, Redis, Service, Visitor, connect};
+use crate::common::{Nginx, Redis, Service, Visitor, connect, serve};
 
 /// At most this much of a body is read, and as much again after the last response.
 const BOUND: usize = 16 * 1024 * 1024;
@@ -100,6 +101,22 @@ fn the_last_response_is_read_whatever_follows_the_request() {
         assert_eq!(read_status(&mut stream), expected, "{what:?}");
         assert_eq!(stream.read(&mut [0]).unwrap(), 0, "{what:?}: the connection goes on");
     }
+}
+
+/// The page reads the body, until it is malformed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_is_read_although_the_body_that_the_page_reads_is_malformed() {
+    let read = async |body: Bytes| body.len().to_string();
+    let port = serve(&[], |routes, _| routes.route("/read", post(read))).await;
+    let read = move || {
+        let mut stream = connect(&port);
+        let head = "POST /read HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+        // Whatever of it comes last looks like the end of a request.
+        let body = "\n".repeat(12_000_000);
+        write!(stream, "{head}wrong\r\n{body}").unwrap();
+        assert_eq!(read_status(&mut stream), 400);
+    };
+    tokio::task::spawn_blocking(read).await.unwrap();
 }
 
 /// Two programs could see the end of such a request in different places: what follows may be a body for one, and a

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::common::{Load, Redis, Sentinels, Service, Visitor, sentinel, threads};
+use crate::common::{Load, Redis, Sentinels, Service, Visitor, eventually, kill, sentinel, threads};
 
 /// The time from the announcement until pages are available.
 const RECOVERY: Duration = Duration::from_secs(2);
@@ -25,6 +25,32 @@ async fn credentials_are_sent_to_redis_not_to_sentinels() {
     }
     let clients = redis.cli(&["CLIENT", "LIST"]);
     assert_eq!(clients.matches(" user=ada ").count(), threads(), "{clients}");
+}
+
+#[tokio::test]
+async fn attempts_to_connect_leave_no_connection_to_a_sentinel() {
+    const ATTEMPTS: usize = 20;
+    let redis = Redis::start();
+    let sentinel = sentinel(&redis);
+    let _port = kill(redis);
+    let url = format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", sentinel.port);
+    let service = Service::start([("REDIS_URL", url.as_str()), ("RUST_LOG", "cloud_run_sessions=debug")]);
+    eventually("the primary cannot be reached", async || {
+        let failures = service.log().iter().filter(|line| line.contains("Redis cannot be reached")).count();
+        (failures >= ATTEMPTS).then_some(())
+    })
+    .await;
+    // Each thread has one while it connects, and redis-cli has one.
+    let most = threads() + 1;
+    let mut clients = 0;
+    eventually("the others are closed", async || {
+        clients = sentinel.cli(&["CLIENT", "LIST"]).lines().count();
+        (clients <= most).then_some(()).or_else(|| {
+            println!("{clients} connections");
+            None
+        })
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::routing::get;
+use cloud_run_sessions::web::{app::with_session, error::Error};
 use reqwest::Method;
+use tower_sessions::Session;
 
-use crate::common::{Redis, Service, Visitor, eventually, session_id};
+use crate::common::{Redis, Service, Visitor, eventually, serve, session_id};
 
 const SECRET: &str = "a secret of more than 32 characters";
 const UNKNOWN: &str = "AAAAAAAAAAAAAAAAAAAAAA";
@@ -241,6 +244,28 @@ async fn a_secret_is_rotated_and_nobody_begins_anew() {
     assert_eq!(visitor.view(&rotated, "/").await.status, 503);
     redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(visitor.count(&rotated, "/").await, 9);
+}
+
+/// Any other may be over by now, or go on under another id.
+#[tokio::test]
+async fn a_cookie_is_signed_anew_only_if_its_session_was_seen() {
+    async fn look(session: Session) -> Result<(), Error> {
+        Ok(session.get::<u64>("key").await.map(drop)?)
+    }
+    let redis = Redis::start();
+    let url = redis.url();
+    let mut visitor = Visitor::new();
+    visitor.view(&Service::start([("REDIS_URL", url.as_str()), ("SESSION_SECRET", SECRET)]), "/").await;
+    let settings =
+        ["--redis-url", &url, "--session-secret", &SECRET.replace("a", "b"), "--session-secret-previous", SECRET];
+    let rotated = serve(&settings, |routes, sessions| {
+        let pages = routes.route("/blind", with_session(get(async || ()), sessions));
+        pages.route("/look", with_session(get(look), sessions))
+    })
+    .await;
+    assert_eq!(visitor.view(&rotated, "/blind").await.header("set-cookie"), None);
+    let signed = visitor.view(&rotated, "/look").await.cookie().expect("a cookie with the new signature");
+    assert_eq!(visitor.view(&rotated, "/look").await.header("set-cookie"), None, "{signed}");
 }
 
 #[tokio::test]
