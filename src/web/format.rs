@@ -25,7 +25,8 @@ const HTML: [(HeaderName, HeaderValue); 4] = [
         ),
     ),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    // Not `no-referrer`: with it, browsers send `Origin: null` with the page's own forms.
+    (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
 ];
 
 /// The format of a response.
@@ -92,6 +93,7 @@ fn is_refusal(parameter: &str) -> bool {
     parameter.split_once('=').is_some_and(|(name, value)| name.eq_ignore_ascii_case("q") && value.parse() == Ok(0.0))
 }
 
+/// In place of axum's extractor for `HeaderMap`, which would copy all headers.
 impl<S: Sync> FromRequestParts<S> for Format {
     type Rejection = Infallible;
 

@@ -14,6 +14,10 @@ use thirtyfour::{By, ChromeCapabilities, ChromiumLikeCapabilities, Key, LoggingP
 
 use super::{Process, TIMEOUT, eventually, visitor::Port};
 
+/// Another name of 127.0.0.1 for the browser, which does not trust it without TLS, as it does 127.0.0.1: it sends no
+/// `Sec-Fetch-Site` to it.
+pub const UNTRUSTED: &str = "untrusted.test";
+
 /// Without a window, and without requests to other machines.
 const FLAGS: [&str; 11] = [
     "--headless",
@@ -26,7 +30,7 @@ const FLAGS: [&str; 11] = [
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--window-size=1280,900",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP untrusted.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
 ];
 
 /// A browser with a new profile. It is killed when this value is dropped.
@@ -112,7 +116,12 @@ impl Browser {
 
     /// Opens a page of the service by its address.
     pub async fn open(&self, service: &impl Port, path: &str) {
-        let url = format!("http://127.0.0.1:{}{path}", service.port());
+        self.open_at("127.0.0.1", service, path).await;
+    }
+
+    /// Opens a page of the service by this host name.
+    pub async fn open_at(&self, host: &str, service: &impl Port, path: &str) {
+        let url = format!("http://{host}:{}{path}", service.port());
         self.driver.goto(url).await.unwrap();
     }
 
@@ -215,7 +224,7 @@ impl Browser {
     pub async fn problems(&self, service: &impl Port) -> Vec<String> {
         let console = self.driver.get_log("browser").await.unwrap();
         let mut problems: Vec<_> = console.into_iter().map(|entry| entry.message).collect();
-        let ours = format!("http://127.0.0.1:{}/", service.port());
+        let ours = ["127.0.0.1", UNTRUSTED].map(|host| format!("http://{host}:{}/", service.port()));
         for entry in self.driver.get_log("performance").await.unwrap() {
             let entry: Value = serde_json::from_str(&entry.message).unwrap();
             let (event, what) = (&entry["message"]["method"], &entry["message"]["params"]);
@@ -223,7 +232,7 @@ impl Browser {
             let problem = match event.as_str().unwrap() {
                 "Network.loadingFailed" => Some(format!("failed: {what}")),
                 "Network.requestWillBeSent" => Some(url("request"))
-                    .filter(|url| url.starts_with("http") && !url.starts_with(&ours))
+                    .filter(|url| url.starts_with("http") && !ours.iter().any(|ours| url.starts_with(ours)))
                     .map(|url| format!("requested: {url}")),
                 "Network.responseReceived" => what["response"]["status"]
                     .as_u64()

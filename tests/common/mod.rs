@@ -32,7 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use browser::{Browser, Scheme};
+pub use browser::{Browser, Scheme, UNTRUSTED};
 pub use cluster::{Cluster, Migration};
 pub use dialect::{Dialect, Form};
 pub use front::{Exchange, Front};

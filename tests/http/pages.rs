@@ -225,7 +225,7 @@ async fn the_headers_restrict_the_browser_to_showing_the_page() {
         for (name, value) in [
             ("content-type", "text/html; charset=utf-8"),
             ("x-content-type-options", "nosniff"),
-            ("referrer-policy", "no-referrer"),
+            ("referrer-policy", "same-origin"),
             ("cache-control", "no-store"),
         ] {
             assert_eq!(answer.header(name), Some(value), "{what}");

@@ -13,7 +13,7 @@ use reqwest::{Client, Method, redirect::Policy};
 use thirtyfour::By;
 use tokio::time::sleep;
 
-use crate::common::{Redis, Service, eventually, number, session_id};
+use crate::common::{self, Redis, Service, UNTRUSTED, eventually, number, session_id};
 
 /// Starts the example.
 fn cart(settings: &[(&str, &str)]) -> Service {
@@ -325,8 +325,14 @@ async fn another_site_cannot_change_anything() {
 /// The example as a visitor uses it, in Chromium: its forms may be sent, and the cookie changes with the login.
 #[tokio::test]
 async fn the_cart_in_a_browser() {
+    let browser = common::Browser::start().await;
+    for host in ["127.0.0.1", UNTRUSTED] {
+        use_cart(&browser, host).await;
+    }
+}
+
+async fn use_cart(browser: &common::Browser, host: &str) {
     let service = cart(&[]);
-    let browser = crate::common::Browser::start().await;
     let send = async |form: &str, text: &str| {
         let field = format!("form[action='{form}'] input");
         if !text.is_empty() {
@@ -335,7 +341,7 @@ async fn the_cart_in_a_browser() {
         browser.follow(&format!("form[action='{form}'] button")).await;
     };
     let cookie = async || browser.driver.get_named_cookie("id").await.ok().map(|cookie| cookie.value);
-    browser.open(&service, "/cart").await;
+    browser.open_at(host, &service, "/cart").await;
     send("/cart", "apple").await;
     send("/cart", "pear & <b>plum</b>").await;
     assert_eq!(browser.text("ul").await, "apple\npear & <b>plum</b>");
