@@ -90,7 +90,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// ever be stored.
 const BREAK_EVERY: u64 = 25;
 
-/// Long enough for one and a half round trips of the others.
+/// Long enough for one and a half round trips of 33 ms.
 const BREAK: Duration = Duration::from_millis(50);
 
 /// Changes sessions. A clone is another handle on the same committer.
@@ -119,8 +119,9 @@ pub struct Instance {
 
 #[derive(Debug, Default)]
 struct KnownSessions {
-    /// The sessions that are being read or written, or are left to other instances for a while.
-    busy: HashMap<Id, BusySession>,
+    /// The sessions that are being read or written, or are left to other instances for a while, each with the changes for
+    /// its next write.
+    busy: HashMap<Id, Vec<Waiting>>,
     remembered: Remembered,
 }
 
@@ -140,8 +141,8 @@ impl Instance {
         let permit = || self.permits.clone().try_acquire_owned();
         permit().or_else(|_| {
             // Clients that have disconnected may hold some.
-            for session in self.sessions.lock().busy.values_mut() {
-                session.waiting.retain(Waiting::is_awaited);
+            for waiting in self.sessions.lock().busy.values_mut() {
+                waiting.retain(Waiting::is_awaited);
             }
             permit().map_err(|_| Error::Overloaded)
         })
@@ -166,21 +167,12 @@ struct Shared<R> {
 /// A thread's calls.
 #[derive(Debug, Default)]
 struct Queue {
-    /// The sessions whose value is known and that wait for the next call.
-    ready: VecDeque<Id>,
+    /// The sessions that wait for the next call, with what they hold.
+    ready: VecDeque<(Id, Value)>,
     /// How many calls are in flight.
     calls: usize,
     /// The last call that was answered.
     last: Option<LastCall>,
-}
-
-/// A session that is being read or written, or is left to other instances for a while.
-#[derive(Debug, Default)]
-struct BusySession {
-    /// The changes for its next write.
-    waiting: Vec<Waiting>,
-    /// What it holds, if it is ready for its next write.
-    value: Option<Value>,
 }
 
 /// What a session holds.
@@ -339,19 +331,18 @@ impl<R: SendCommand> Committer<R> {
         old: &Id,
         mut change: impl FnMut(&mut Contents) -> Result<(), Error>,
     ) -> Result<Option<NewId>, Error> {
-        let Shared { redis, compare_and_set, instance, .. } = &*self.0;
+        let Shared { redis, compare_and_set, .. } = &*self.0;
         let since = Instant::now();
         while let Some(value) = self.read(old).await? {
             let mut going_on = Contents::decode(old, &value)?;
             change(&mut going_on)?;
-            let (id, new_value) = self.create(&going_on).await.map_err(without_effect)?;
+            let (id, new_value) = self.create(&going_on).await.map_err(with_nothing_changed)?;
             let ended = self.change(*old, Change::EndIf(*old, value.clone())).await;
             // In doubt, the old session may have ended: then nothing but the new one is left.
             let is_in_doubt = matches!(ended, Err(Error::Unanswered | Error::Garbled));
             if is_in_doubt || matches!(ended, Ok(Some(_))) {
                 return Ok(Some(NewId { id, value: new_value, is_in_doubt }));
             }
-            instance.sessions.lock().remembered.take(&id);
             // If this fails, the new session expires.
             let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &id).await;
             match ended {
@@ -376,27 +367,23 @@ impl<R: SendCommand> Shared<R> {
     fn enqueue(self: &Arc<Self>, id: Id, waiting: Waiting) {
         let mut sessions = self.instance.sessions.lock();
         let KnownSessions { busy, remembered } = &mut *sessions;
-        if let Some(session) = busy.get_mut(&id) {
-            session.waiting.push(waiting);
+        if let Some(changes) = busy.get_mut(&id) {
+            changes.push(waiting);
             return;
         }
-        let bytes = remembered.take(&id);
-        if bytes.is_some() && remembered.is_trusted() {
-            let value = bytes.map(|bytes| Value { bytes, source: Source::Remembered });
-            busy.insert(id, BusySession { waiting: vec![waiting], value });
-            drop(sessions);
-            self.make_ready(id);
-        } else {
-            busy.insert(id, BusySession { waiting: vec![waiting], value: None });
-            drop(sessions);
-            tokio::spawn(self.clone().read(id, bytes, Source::Redis));
+        busy.insert(id, vec![waiting]);
+        let (bytes, is_trusted) = (remembered.take(&id), remembered.is_trusted());
+        drop(sessions);
+        match bytes {
+            Some(bytes) if is_trusted => self.make_ready(id, Value { bytes, source: Source::Remembered }),
+            bytes => drop(tokio::spawn(self.clone().read(id, bytes, Source::Redis))),
         }
     }
 
-    /// Lets a session wait for the next call, and begins one if there may be one more.
-    fn make_ready(self: &Arc<Self>, id: Id) {
+    /// Lets a session, which holds this value, wait for the next call, and begins one if there may be one more.
+    fn make_ready(self: &Arc<Self>, id: Id, value: Value) {
         let mut queue = self.queue.lock();
-        queue.ready.push_back(id);
+        queue.ready.push_back((id, value));
         // Where no call is shared, none waits for another.
         if !self.compare_and_set.takes_many() || queue.calls < pacing::max_calls(queue.last) {
             queue.calls += 1;
@@ -407,7 +394,7 @@ impl<R: SendCommand> Shared<R> {
     /// What the key of a session holds.
     async fn value(&self, id: &Id) -> Result<Option<Bytes>, Error> {
         let read = until_answered(|send_by| self.compare_and_set.read(&self.redis, send_by, id)).await;
-        read.reply.map_err(without_effect)
+        read.reply.map_err(with_nothing_changed)
     }
 
     /// Reads a session, for its next write. `remembered` is what was remembered of it and not trusted.
@@ -419,18 +406,14 @@ impl<R: SendCommand> Shared<R> {
                 if let Some(remembered) = remembered {
                     sessions.remembered.learn(remembered == bytes);
                 }
-                if let Some(session) = sessions.busy.get_mut(&id) {
-                    session.value = Some(Value { bytes, source });
-                    self.make_ready(id);
-                }
-                return;
+                return self.make_ready(id, Value { bytes, source });
             }
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
-        let session = sessions.busy.remove(&id);
+        let waiting = sessions.busy.remove(&id);
         drop(sessions);
-        session.unwrap_or_default().waiting.into_iter().for_each(|waiting| waiting.answer(outcome.clone()));
+        waiting.into_iter().flatten().for_each(|waiting| waiting.answer(outcome.clone()));
     }
 
     /// Makes calls until no session is ready or other calls are enough.
@@ -445,29 +428,28 @@ impl<R: SendCommand> Shared<R> {
     }
 
     /// Takes the sessions for the next call, with their values and changes.
-    fn next_batch(&self) -> Option<Vec<(Id, BusySession)>> {
+    fn next_batch(&self) -> Option<Vec<(Id, Value, Vec<Waiting>)>> {
         let mut queue = self.queue.lock();
         let takes_many = self.compare_and_set.takes_many();
-        let waiting = queue.ready.len();
-        let size = if takes_many { pacing::batch_size(waiting, queue.last) } else { waiting.min(1) };
+        let lengths = queue.ready.iter().map(|(_, value)| value.bytes.len());
+        let size = if takes_many { pacing::batch_size(lengths, queue.last) } else { lengths.len().min(1) };
         if size == 0 || takes_many && queue.calls > pacing::max_calls(queue.last) {
             queue.calls -= 1;
             return None;
         }
-        let ids: Vec<_> = queue.ready.drain(..size).collect();
+        let ready: Vec<_> = queue.ready.drain(..size).collect();
         drop(queue);
         let mut sessions = self.instance.sessions.lock();
-        let take = |id| Some((id, mem::take(sessions.busy.get_mut(&id)?)));
-        Some(ids.into_iter().filter_map(take).collect())
+        let take = |(id, value)| (id, value, sessions.busy.get_mut(&id).map(mem::take).unwrap_or_default());
+        Some(ready.into_iter().map(take).collect())
     }
 
     /// Writes sessions in one call, and answers their changes.
-    async fn call(self: &Arc<Self>, batch: Vec<(Id, BusySession)>) -> Option<LastCall> {
+    async fn call(self: &Arc<Self>, batch: Vec<(Id, Value, Vec<Waiting>)>) -> Option<LastCall> {
         let (begin, now) = (Instant::now(), unix_time());
         let (mut swaps, mut drafts) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut ended = Vec::with_capacity(batch.len());
-        for (id, BusySession { waiting, value }) in batch {
-            let Some(value) = value else { continue };
+        for (id, value, waiting) in batch {
             match self.draft(id, value, waiting, now) {
                 Ok((swap, draft)) => {
                     swaps.push(swap);
@@ -551,8 +533,7 @@ impl<R: SendCommand> Shared<R> {
                 Written::NotStored(_) | Written::Gone => sessions.remembered.learn(false),
                 Written::Outdated | Written::Failed(_) => {}
             }
-            let busy = sessions.busy.get_mut(&id);
-            let mut waiting = busy.map(|session| mem::take(&mut session.waiting)).unwrap_or_default();
+            let mut waiting = sessions.busy.get_mut(&id).map(mem::take).unwrap_or_default();
             let (value, waiting) = match written {
                 Written::Stored(value) => {
                     answers.extend(changes.into_iter().map(|waiting| {
@@ -562,7 +543,7 @@ impl<R: SendCommand> Shared<R> {
                     }));
                     if takes_break || source == Source::Contended && !waiting.is_empty() {
                         let pause = last.map_or(SHORTEST_PAUSE, |last| (2 * last.took).clamp(SHORTEST_PAUSE, BREAK));
-                        sessions.busy.insert(id, BusySession { waiting, value: None });
+                        sessions.busy.insert(id, waiting);
                         tokio::spawn(self.clone().give_way(id, value, if takes_break { BREAK } else { pause }));
                         continue;
                     }
@@ -596,9 +577,9 @@ impl<R: SendCommand> Shared<R> {
         if is_outage && self.compare_and_set.takes_many() {
             // The same holds for all other sessions of this thread.
             let ready = mem::take(&mut self.queue.lock().ready);
-            for id in ready {
-                let session = self.instance.sessions.lock().busy.remove(&id);
-                refuse(session.map(|session| session.waiting).unwrap_or_default(), &mut answers);
+            for (id, _) in ready {
+                let waiting = self.instance.sessions.lock().busy.remove(&id);
+                refuse(waiting.unwrap_or_default(), &mut answers);
             }
         }
         answers.into_iter().for_each(|(waiting, outcome)| waiting.answer(outcome));
@@ -609,7 +590,7 @@ impl<R: SendCommand> Shared<R> {
         sleep(pause).await;
         {
             let mut sessions = self.instance.sessions.lock();
-            if sessions.busy.get(&id).is_none_or(|session| session.waiting.is_empty()) {
+            if sessions.busy.get(&id).is_none_or(Vec::is_empty) {
                 return self.go_on(&mut sessions, id, Some((value, Source::Redis)), Vec::new());
             }
         }
@@ -634,14 +615,14 @@ impl<R: SendCommand> Shared<R> {
                 }
             }
             Some((bytes, source)) => {
-                busy.insert(id, BusySession { waiting, value: Some(Value { bytes, source }) });
-                self.make_ready(id);
+                busy.insert(id, waiting);
+                self.make_ready(id, Value { bytes, source });
             }
             None if waiting.is_empty() => {
                 busy.remove(&id);
             }
             None => {
-                busy.insert(id, BusySession { waiting, value: None });
+                busy.insert(id, waiting);
                 tokio::spawn(self.clone().read(id, None, Source::Redis));
             }
         }
@@ -649,7 +630,7 @@ impl<R: SendCommand> Shared<R> {
 }
 
 /// The error of a read, or of creating a session whose id nobody knows: it makes no difference whether it was executed.
-fn without_effect(error: Error) -> Error {
+fn with_nothing_changed(error: Error) -> Error {
     match error {
         Error::Unanswered => Error::Unreached,
         Error::Garbled => Error::Unreadable,
