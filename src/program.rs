@@ -30,9 +30,11 @@ const CONNECT_FIRST: Duration = Duration::from_secs(1);
 /// The most threads. Fewer already keep Redis's one core busy.
 const MAX_THREADS: usize = 16;
 
+type Routes<'a> = &'a dyn Fn(&Store, &Config) -> Router;
+
 /// Runs the program with these routes, for example [`app::router`]: reads the settings, opens the store, and serves until
 /// SIGTERM or Ctrl-C, on a thread for each core that the process may use, at most 16. `routes` is called for each thread.
-pub fn run(routes: fn(&Store, &Config) -> Router) -> ExitCode {
+pub fn run(routes: impl Fn(&Store, &Config) -> Router) -> ExitCode {
     let config = match Config::read() {
         Ok(config) => config,
         Err(problem) => {
@@ -48,7 +50,7 @@ pub fn run(routes: fn(&Store, &Config) -> Router) -> ExitCode {
         }
     };
     print_panics(log.clone());
-    let outcome = start(&config, routes);
+    let outcome = start(&config, &routes);
     log.wait_until_written();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,7 +61,7 @@ pub fn run(routes: fn(&Store, &Config) -> Router) -> ExitCode {
     }
 }
 
-fn start(config: &Config, routes: fn(&Store, &Config) -> Router) -> Result<(), String> {
+fn start(config: &Config, routes: Routes) -> Result<(), String> {
     let cannot_start = |error| format!("the runtime cannot start: {error}");
     // A runtime for each core, where connections stay, because views on one thread share calls. tokio's multi-threaded
     // runtime moves them between threads, which was measured to cost a fifth of the views/s on two cores.
@@ -79,14 +81,14 @@ fn start(config: &Config, routes: fn(&Store, &Config) -> Router) -> Result<(), S
     result
 }
 
-async fn serve(config: &Config, routes: fn(&Store, &Config) -> Router, threads: &[Handle]) -> Result<(), String> {
+async fn serve(config: &Config, routes: Routes<'_>, threads: &[Handle]) -> Result<(), String> {
     let shutdown =
         server::shutdown_signal().map_err(|error| format!("SIGTERM and Ctrl-C cannot be caught: {error}"))?;
     let cannot_listen = |error| format!("cannot listen on PORT {}: {error}", config.port);
     let socket = server::bind(config.port).map_err(cannot_listen)?;
     let stores = Store::open(config, threads);
     let store = &stores[0];
-    // A platform sends requests once this process listens. If Redis rejects the settings by then, it exits first.
+    // A platform sends requests once this process listens. If Redis has rejected the settings by then, it exits.
     if let Ok(outcome) = timeout(CONNECT_FIRST, store.connected()).await {
         outcome.map_err(|problem| format!("REDIS_URL: {problem}"))?;
     }

@@ -33,6 +33,7 @@ mod http {
     mod hosts;
     mod malformed;
     mod pages;
+    mod routes;
     mod timeouts;
     mod unread_input;
 }

@@ -33,7 +33,8 @@ use crate::{
 // The README promises 3 s.
 const _: () = assert!(DEADLINE.as_millis() < Duration::from_secs(3).as_millis());
 
-/// The service's routes on this store, for [`service`].
+/// The service's routes on this store, for [`service`]. A fallback answers paths that have no route; another can replace
+/// it.
 pub fn router(store: &Store, config: &Config) -> Router {
     let sessions = Sessions::new(store, config);
     let page = counted(pages::page(pages::meaning(config)), &sessions);
@@ -43,6 +44,7 @@ pub fn router(store: &Store, config: &Config) -> Router {
         .route("/bar", page)
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready).with_state(store.clone()))
+        .fallback(async || Error::NotFound)
 }
 
 /// A page with a session, whose views are counted: each request with a method that `page` handles.
@@ -51,23 +53,23 @@ pub fn router(store: &Store, config: &Config) -> Router {
 /// nor a count.
 pub fn counted(page: MethodRouter<Counted>, sessions: &Sessions) -> MethodRouter {
     let count_view = from_fn_with_state(sessions.clone(), counting::count_view);
-    page.with_state(Counted(())).route_layer(count_view).head(pages::head)
+    page.with_state(Counted(())).layer(count_view).head(pages::head)
 }
 
 /// A page with a session, whose views are not counted.
 ///
 /// All sessions live as long as the settings say: tower-sessions' `Session::set_expiry` does not change that.
 pub fn with_session(page: MethodRouter<Uncounted>, sessions: &Sessions) -> MethodRouter {
-    page.with_state(Uncounted(())).route_layer(from_fn_with_state(sessions.clone(), session::give_session))
+    page.with_state(Uncounted(())).layer(from_fn_with_state(sessions.clone(), session::give_session))
 }
 
-/// These routes with what surrounds each request: it is answered in time, errors have a readable body, and no
-/// answer is cached.
+/// These routes with what surrounds each request: it is answered in time, also if it comes slowly; errors have a readable
+/// body; and no answer is cached. A method that a route does not handle is answered 405, past the layers of `routes`.
 pub fn service(
     routes: Router,
 ) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static {
     let routes = routes
-        .fallback(async || Error::NotFound)
+        // Here, because it holds only for the routes that there are.
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         // Without this, axum would build the routes' layers anew for each request.
         .with_state(());
@@ -80,10 +82,11 @@ fn answer(mut routes: Router, request: Request) -> impl Future<Output = Result<R
     let trace = Trace::of(request.headers());
     let format = Format::of(request.headers());
     let is_head = request.method() == Method::HEAD;
+    let is_view = is_head || request.method() == Method::GET;
     let uri = request.uri().clone();
     let response = trace.scope(with_deadline(routes.call(request)));
     response.map(move |response| {
-        let mut response = error::render_error(response, format, uri.path());
+        let mut response = error::render_error(response, format, uri.path(), is_view);
         if is_head {
             // axum empties the body of the response to `HEAD`, but the error's was added after that.
             *response.body_mut() = Body::empty();
@@ -100,7 +103,7 @@ fn with_deadline(response: impl Future<Output = Result<Response, Infallible>>) -
     timeout(DEADLINE, response).map(|outcome| match outcome {
         Ok(Ok(response)) => response,
         Err(_) => {
-            warn_once_a_minute("deadline", format_args!("a page did not answer within {DEADLINE:?}"));
+            warn_once_a_minute("deadline", format_args!("a request was not read and answered within {DEADLINE:?}"));
             Error::Unanswered.into_response()
         }
     })

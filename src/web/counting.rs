@@ -1,7 +1,7 @@
 //! Counting views: the middleware that counts one, and the count that a page reads.
 
 use axum::{
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, OriginalUri, Request, State},
     http::{HeaderMap, HeaderName, request::Parts},
     middleware::Next,
     response::Response,
@@ -16,7 +16,9 @@ use super::{
 };
 use crate::store::change::Change;
 
-const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
+/// The Fetch standard's (<https://fetch.spec.whatwg.org/#sec-purpose-header>), and the only one that Chromium sent for
+/// `<link rel=prefetch>` until 2025 (<https://groups.google.com/a/chromium.org/g/blink-dev/c/0yrUBDA8uUs>).
+const PURPOSES: [HeaderName; 2] = [HeaderName::from_static("sec-purpose"), HeaderName::from_static("purpose")];
 
 /// The visitor's views of the requested path, including this one: at least 1.
 ///
@@ -49,7 +51,9 @@ pub async fn count_view(State(sessions): State<Sessions>, request: Request, page
     if is_forged(&request) {
         return Err(Error::CrossSite);
     }
-    let (count, session) = count(&sessions, request.uri().path(), request.headers()).await?;
+    // A nested router sees only a part of the path.
+    let uri = request.extensions().get().map_or(request.uri(), |OriginalUri(uri)| uri);
+    let (count, session) = count(&sessions, uri.path(), request.headers()).await?;
     Ok(session.answer(request, Some(count), page).await)
 }
 
@@ -63,12 +67,10 @@ async fn count(sessions: &Sessions, path: &str, headers: &HeaderMap) -> Result<(
     }
 }
 
-/// Whether the `Sec-Purpose` header begins with the token `prefetch`, perhaps with parameters such as
-/// `;prerender`. Every browser that prefetches sends it
-/// (<https://fetch.spec.whatwg.org/#sec-purpose-header>).
+/// Whether a header says that the request's purpose is `prefetch`, perhaps with parameters such as `;prerender`.
 fn is_prefetch(headers: &HeaderMap) -> bool {
-    let purpose = headers.get(SEC_PURPOSE).map(|value| value.as_bytes());
-    purpose
-        .and_then(|value| value.split(|byte| *byte == b';').next())
-        .is_some_and(|token| token.trim_ascii() == b"prefetch")
+    PURPOSES.iter().filter_map(|name| headers.get(name)).any(|purpose| {
+        let token = purpose.as_bytes().split(|byte| *byte == b';').next();
+        token.is_some_and(|token| token.trim_ascii() == b"prefetch")
+    })
 }

@@ -45,8 +45,8 @@ pub enum Error {
     /// The page's value has another type in the session, or cannot be stored there: its code is wrong.
     #[error("this page does not work")]
     BrokenPage,
-    /// Nobody can tell whether the view was counted, because the store gave no answer or an unreadable one; or what the
-    /// page has done, because it took longer than [`store::DEADLINE`].
+    /// Nobody can tell whether the view was counted (the store gave no answer or an unreadable one), or what the page has
+    /// done (it took longer than [`store::DEADLINE`]).
     #[error("your session cannot be reached, please try again")]
     Unanswered,
 }
@@ -70,7 +70,7 @@ impl Error {
             Self::MethodNotAllowed => "Nothing was counted, and nothing you sent was saved.",
             Self::Prefetch => "Nothing was counted.",
             Self::CrossSite => "Nothing was counted or changed.",
-            Self::Ended => "You have logged in or out in another tab. This page's data was not saved.",
+            Self::Ended => "Another request has just logged you in or out. This page's data was not saved.",
             Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
             Self::BrokenPage => "This page's data was not saved. What your session holds is not affected.",
@@ -79,11 +79,13 @@ impl Error {
         }
     }
 
-    /// Where to go from here: a path, empty for this page, and its name.
-    fn link(self) -> (&'static str, &'static str) {
+    /// Where a link can go from here: a path, empty for this page, and its name. A link to the page does not repeat what
+    /// was no view, such as a form.
+    fn link(self, was_view: bool) -> (&'static str, &'static str) {
         match self {
-            Self::NotFound | Self::BrokenPage => ("/", "Go to the first page"),
-            Self::MethodNotAllowed | Self::Prefetch | Self::CrossSite => ("", "Go to the page"),
+            Self::NotFound | Self::MethodNotAllowed | Self::BrokenPage => ("/", "Go to the first page"),
+            _ if !was_view => ("/", "Go to the first page"),
+            Self::Prefetch => ("", "Go to the page"),
             _ => ("", "Try again"),
         }
     }
@@ -138,13 +140,13 @@ impl From<tower_sessions::session::Error> for Error {
     }
 }
 
-/// Gives an error a body in this format.
-pub fn render_error(mut response: Response, format: Format, path: &str) -> Response {
+/// Gives an error a body in this format. `was_view`: whether the request was `GET` or `HEAD`.
+pub fn render_error(mut response: Response, format: Format, path: &str, was_view: bool) -> Response {
     let Some(error) = response.extensions_mut().remove::<Error>() else {
         return response;
     };
     let (mut parts, _) = response.into_parts();
-    let page = Page { path, sentence: error.to_string().into(), meaning: error.meaning(), link: error.link() };
+    let page = Page { path, sentence: error.to_string().into(), meaning: error.meaning(), link: error.link(was_view) };
     let (rendered, body) = format.render(page).into_parts();
     parts.headers.extend(rendered.headers);
     if let Some(length) = body.size_hint().exact() {

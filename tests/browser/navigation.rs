@@ -276,8 +276,8 @@ async fn an_error_page_links_back() {
     let sentence = browser.text("h1").await;
     assert!(sentence.contains("does not accept this method"), "{sentence}");
     browser.follow("main a").await;
-    assert_eq!(browser.path().await, "/bar");
-    assert_eq!(browser.views().await, 1);
+    assert_eq!(browser.path().await, "/");
+    assert_eq!(browser.views().await, 2);
 }
 
 #[tokio::test]

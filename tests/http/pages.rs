@@ -7,7 +7,7 @@ use crate::common::{Answer, BROWSER, Redis, Service, Visitor};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{
     Method,
-    header::{HeaderMap, HeaderValue},
+    header::{HeaderMap, HeaderName, HeaderValue},
 };
 use sha2::{Digest, Sha256};
 
@@ -203,7 +203,11 @@ async fn all_responses(accept: &str) -> Vec<(&'static str, Answer)> {
 }
 
 fn purpose(value: &'static str) -> HeaderMap {
-    HeaderMap::from_iter([("sec-purpose".parse().unwrap(), HeaderValue::from_static(value))])
+    header("sec-purpose", value)
+}
+
+fn header(name: &'static str, value: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
 }
 
 #[tokio::test]
@@ -298,6 +302,10 @@ async fn a_prefetch_is_not_a_view() {
                 assert_eq!(unknown.status, 404, "{value}: {unknown:?}");
             }
         }
+        // Older versions of Chromium, for `<link rel=prefetch>`.
+        visitor.headers = header("purpose", "prefetch");
+        assert_eq!(visitor.view(service, "/").await.status, 503);
+        visitor.headers.clear();
         assert_eq!(redis.map(Redis::keys), keys);
         assert_eq!(visitor.count(service, "/").await, 2);
         for (value, count) in [("prefetcher", 3), ("view;prefetch", 4), ("", 5)] {
