@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The most bytes of lines that wait to be written: some 1,000 lines. The lines being written are at most as many.
+/// The most bytes of lines that wait to be written: some 1,000 lines. As many more may be on their way out.
 const WAITING_MAX: usize = 256 * 1024;
 
 /// How long a process that ends waits for its last lines to be read.
@@ -89,7 +89,7 @@ impl Lines {
 }
 
 impl Shared {
-    /// Waits for lines and puts them into `batch`, in place of those that it has.
+    /// Waits for lines and puts them into `batch`, in place of what it held.
     fn next(&self, batch: &mut Vec<u8>) {
         batch.clear();
         let mut state = self.state.lock();
@@ -138,8 +138,8 @@ pub fn print_error(problem: impl Display) {
     }
 }
 
-/// From now on, a panic waits, but not for long, until these lines and then its own are written, and ends the
-/// process: if it ended only its task, views would wait for a call that nobody makes.
+/// From now on, a panic ends the process, after a short wait until these lines and its own are written. If it ended its
+/// task alone, views would wait for a call that nobody makes.
 pub fn print_panics(lines: Lines) {
     panic::set_hook(Box::new(move |panic| {
         lines.wait_until_written();

@@ -38,7 +38,8 @@ use ttl::SessionTtl;
 /// The sessions, for one thread. A clone is another handle on the same store.
 ///
 /// A session ends [`Config::session_ttl`] after its last view or save, and no more than 5 seconds later; or
-/// [`Config::session_max_age`] after it began or its visitor last logged in. The store logs its failures itself, but for those of [`Self::ready`].
+/// [`Config::session_max_age`] after it began or its visitor last logged in.
+/// The store logs its failures itself, but for those of [`Self::ready`].
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Backend>);
 
@@ -75,8 +76,8 @@ impl Store {
     /// Begins a session. Returns its id, which is new, and its value, which [`Contents::decode`] reads.
     ///
     /// # Errors
-    /// If the store cannot be reached, does not answer or refuses. Then there may be a session more, of which nobody
-    /// knows the id.
+    /// If the store cannot be reached, does not answer or refuses. Then a session may exist whose id nobody
+    /// knows.
     pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
         let created = match &*self.0 {
             Backend::Redis { committer, .. } => committer.create(contents).await,
@@ -117,7 +118,7 @@ impl Store {
     ///
     /// # Errors
     /// As for [`Self::change`], but for [`Error::Unanswered`] and [`Error::Garbled`]: see [`NewId::is_in_doubt`]. After
-    /// an error, there is no new session, and the old one is what it was.
+    /// an error, the old session is what it was, and there may be a new one whose id nobody knows.
     pub async fn change_id(
         &self,
         old: &Id,

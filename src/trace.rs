@@ -7,8 +7,8 @@ tokio::task_local! {
     static TRACE: Trace;
 }
 
-/// The headers that name a request's trace. They are only parsed for a log entry on Cloud Run: a span for each
-/// request would cost more than all other logging.
+/// The headers that name a request's trace. They are parsed only when an entry is logged on Cloud Run: a
+/// span for each request would cost more than all other logging.
 pub struct Trace([Option<HeaderValue>; 2]);
 
 /// W3C's, and Google's own.

@@ -44,15 +44,13 @@ impl Row {
 /// Writes the figures on these two servers, whose names and versions are given.
 pub fn report(all: &All, redis: &str, valkey: &str) {
     let rows = rows(all);
-    let billing = billing(all, redis, valkey);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let documents = [
         ("docs/benchmark.md", "figures", format!("{}\n{}", machine(), table(all, &rows))),
         ("docs/benchmark.md", "figures on Valkey", on_valkey(all, valkey)),
-        ("docs/benchmark.md", "billing", billing.clone()),
         ("docs/benchmark.md", "capacity", capacity::table(of(all, Program::Service), of(all, Program::Express))),
         ("README.md", "summary", summary(all)),
-        ("README.md", "billing", billing),
+        ("README.md", "billing", billing(all, redis, valkey)),
     ];
     for (file, part, text) in documents {
         println!("\n{text}");

@@ -1,7 +1,7 @@
 //! Host names with several addresses, of which some may not answer: IPv6 ones without a way out, a server that is gone.
 //!
 //! fred 10.1 tries the addresses of a name one after another, all within one limit of time. If the first answers nothing,
-//! not even with a refusal, no other is reached. So the first address to answer is found before, as in RFC 8305.
+//! not even with a refusal, no other is reached. So the first address to answer is found beforehand, as in RFC 8305.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -39,7 +39,7 @@ pub async fn with_reachable_addresses(config: &Config) -> Config {
     config
 }
 
-/// The server at its first address to answer, if that is not the first of all.
+/// The server, at the address that answers first; by its name, if that is the first address anyway or none answers.
 async fn with_reachable_address(server: &Server, addresses: &[SocketAddr]) -> Server {
     if addresses.len() < 2 {
         return server.clone();

@@ -81,7 +81,7 @@ pub struct NewId {
     pub id: Id,
     /// The session's value under it, see [`Contents`].
     pub value: Bytes,
-    /// Whether nobody can tell if the session has ended under its old id.
+    /// Whether it is unknown if the session has ended under its old id.
     pub is_in_doubt: bool,
 }
 

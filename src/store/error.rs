@@ -44,12 +44,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Reads an error as fred displays it, `Kind: details`.
+    /// Parses an error as fred displays it, `Kind: details`.
     ///
     /// Redis's own errors begin with a code in capitals, such as `ERR`. All others are fred's, and
     /// mean that there was no reply. (fred's error kinds do not tell the two apart: version 10.1 uses
     /// `Unknown` for a command that it dropped and for most errors of Redis.)
-    fn read(text: &str) -> Self {
+    fn parse(text: &str) -> Self {
         let details = text.split_once(": ").map_or(text, |(_, details)| details);
         let code = code(details);
         if !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
@@ -165,7 +165,7 @@ pub(super) fn without_arguments(error: &str) -> &str {
 
 impl From<fred::error::Error> for Error {
     fn from(error: fred::error::Error) -> Self {
-        Self::read(&error.to_string())
+        Self::parse(&error.to_string())
     }
 }
 
@@ -176,10 +176,10 @@ mod tests {
     #[test]
     fn errors_of_redis_and_of_fred_are_told_apart() {
         for text in ["Unknown: OOM command not allowed", "ERR no", "Auth: NOAUTH required"] {
-            assert!(matches!(Error::read(text), Error::Refused(_)), "{text}");
+            assert!(matches!(Error::parse(text), Error::Refused(_)), "{text}");
         }
         for text in ["IO: Connection closed.", "Canceled: Canceled.", "Timeout: Request timed out", "Unknown: "] {
-            assert!(matches!(Error::read(text), Error::Unanswered), "{text}");
+            assert!(matches!(Error::parse(text), Error::Unanswered), "{text}");
         }
     }
 
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn no_argument_is_repeated() {
-        let error = Error::read("Unknown: ERR unknown command 'AUTH', with args beginning with: 'hunter2'");
+        let error = Error::parse("Unknown: ERR unknown command 'AUTH', with args beginning with: 'hunter2'");
         assert_eq!(error.to_string(), "Redis refuses: ERR unknown command 'AUTH'");
     }
 }

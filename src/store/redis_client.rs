@@ -30,7 +30,7 @@ use crate::warnings::warn_once_a_minute;
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects, and checks that the server accepts writes. If `is_first`, also checks what else sessions need. Returns the
+/// Connects, and checks that the server accepts writes (it may be full). If `is_first`, also checks what else sessions need. Returns the
 /// client, and a handle that resolves when it ends.
 ///
 /// Each time it is a new client: once fred 10.1 has lost a connection, its counts of queued commands
@@ -50,7 +50,7 @@ pub async fn connect(
         let send_by = Instant::now() + CONNECT_TIMEOUT;
         compare_and_set.check(&client, send_by).await?;
         if is_first {
-            try_join!(compare_and_set.check_rights(&client, send_by), check_server(&client))?;
+            try_join!(compare_and_set.check_rights(&client, send_by), check_server(&client, send_by))?;
         }
         Ok(())
     };
@@ -101,7 +101,7 @@ async fn masters(config: &Config) -> Option<(Server, BTreeSet<(String, String)>)
     for server in hosts {
         let alone = Config { server: ServerConfig::Centralized { server: server.clone() }, ..config.clone() };
         let Ok((client, end)) = init(&alone).await else { continue };
-        let slots = send(&client, "CLUSTER", None, vec!["SLOTS".into()]).await;
+        let slots = client.send(Instant::now(), "CLUSTER", None, vec!["SLOTS".into()]).await;
         end.abort();
         let Ok(Value::Array(slots)) = slots else { continue };
         // Of each range: its first and last slot, then its servers, the master first: host, port, id, …
@@ -134,8 +134,8 @@ pub fn new_client(config: &Config) -> Result<Client, RedisError> {
 ///
 /// # Errors
 /// If it is one of several masters of a Cluster, and the URL does not say so.
-async fn check_server(client: &Client) -> Result<(), Error> {
-    let Ok(info) = send(client, "INFO", None, Vec::new()).await else { return Ok(()) };
+async fn check_server(client: &Client, send_by: Instant) -> Result<(), Error> {
+    let Ok(info) = client.send(send_by, "INFO", None, Vec::new()).await else { return Ok(()) };
     let info = info.as_str().unwrap_or_default();
     if let Some(policy) = field(&info, "maxmemory_policy")
         && policy != "noeviction"
@@ -145,7 +145,7 @@ async fn check_server(client: &Client) -> Result<(), Error> {
         warn_once_a_minute("eviction", format_args!("maxmemory-policy is {policy}: {what_to_do}"));
     }
     if field(&info, "cluster_enabled") == Some("1") && !client.is_clustered() {
-        let cluster = send(client, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
+        let cluster = client.send(send_by, "CLUSTER", None, vec!["INFO".into()]).await.unwrap_or(Value::Null);
         let cluster = cluster.as_str().unwrap_or_default();
         if let Some(masters) = field(&cluster, "cluster_size").filter(|masters| *masters != "1") {
             // The error with which the server itself refuses a command whose key is on another master.
@@ -208,18 +208,9 @@ impl SendCommand for Client {
         key: Option<usize>,
         arguments: Vec<Value>,
     ) -> Result<Value, Error> {
-        Ok(send(self, command, key, arguments).await?)
+        // fred 10.1 ignores ClusterHash::Offset in custom commands.
+        let key = key.filter(|_| self.is_clustered()).and_then(|key| arguments.get(key)?.as_bytes());
+        let node = key.map_or(ClusterHash::Random, |key| ClusterHash::Custom(redis_keyslot(key)));
+        Ok(self.custom(CustomCommand::new_static(command, node, false), arguments).await?)
     }
-}
-
-pub async fn send(
-    client: &Client,
-    command: &'static str,
-    key: Option<usize>,
-    arguments: Vec<Value>,
-) -> Result<Value, RedisError> {
-    // fred 10.1 ignores ClusterHash::Offset in custom commands.
-    let key = key.filter(|_| client.is_clustered()).and_then(|key| arguments.get(key)?.as_bytes());
-    let node = key.map_or(ClusterHash::Random, |key| ClusterHash::Custom(redis_keyslot(key)));
-    client.custom(CustomCommand::new_static(command, node, false), arguments).await
 }

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::{
     compare_and_set::{CompareAndSet, SendCommand},
     error::{self, Error, code, without_arguments},
-    redis_client::{close_reason, connect, keys_on_all_servers, send, with_nodes},
+    redis_client::{close_reason, connect, keys_on_all_servers, with_nodes},
     rejection::{rejection, scheme_rejection, sentinel_rejection},
     retry::{ATTEMPT_TIMEOUT, until_answered},
 };
@@ -36,8 +36,8 @@ const LONGEST_DEGRADED: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct RedisLink {
     state: Arc<watch::Sender<State>>,
-    /// Counts the commands that wait for a client or a reply: each holds a permit. None is ever refused.
-    permits: Arc<Semaphore>,
+    /// Counts the commands that wait for a client or a reply: each holds a permit, of which there are enough.
+    in_flight: Arc<Semaphore>,
     log: Arc<OutageLog>,
     is_clustered: bool,
 }
@@ -55,7 +55,7 @@ struct Logged {
     was_linked: bool,
     /// Whether all ever had one at the same time.
     was_connected: bool,
-    /// The reason for an outage that was logged last; none once all have a client.
+    /// The last logged reason for the outage; none once all have a client.
     reason: Option<String>,
 }
 
@@ -142,7 +142,7 @@ impl RedisLink {
         let state = Arc::new(watch::Sender::new(connecting));
         let is_clustered = config.server.is_clustered();
         let this =
-            Self { state, permits: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), log: log.clone(), is_clustered };
+            Self { state, in_flight: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), log: log.clone(), is_clustered };
         log.connecting();
         tokio::spawn(keep_connected(config.clone(), compare_and_set, this.clone()));
         this
@@ -165,12 +165,12 @@ impl RedisLink {
     }
 
     /// Sends a command once, until `send_by` at the latest.
-    async fn attempt<T, E: Into<Error>, F: Future<Output = Result<T, E>>>(
+    async fn attempt<T, F: Future<Output = Result<T, Error>>>(
         &self,
         send_by: Instant,
         command: impl FnOnce(Client) -> F,
     ) -> Result<T, Error> {
-        let _in_flight = self.permits.try_acquire();
+        let _in_flight = self.in_flight.try_acquire();
         // Commands wait here, where they are dropped with their requests. fred would queue them without a bound, and
         // send them later.
         let client = timeout_at(send_by, self.client()).await;
@@ -180,7 +180,7 @@ impl RedisLink {
         }
         let reply = tokio::select! {
             biased;
-            reply = command(client.clone()) => reply.map_err(E::into),
+            reply = command(client.clone()) => reply,
             // fred may miss that a client is lost, and keep a command that is sent after that.
             () = self.lost(&client) => Err(Error::Unanswered),
             () = sleep(ATTEMPT_TIMEOUT) => {
@@ -262,7 +262,7 @@ impl SendCommand for RedisLink {
         key: Option<usize>,
         arguments: Vec<Value>,
     ) -> Result<Value, Error> {
-        self.attempt(send_by, |client| async move { send(&client, command, key, arguments).await }).await
+        self.attempt(send_by, |client| async move { client.send(send_by, command, key, arguments).await }).await
     }
 }
 
@@ -278,13 +278,13 @@ async fn wait_for<T>(state: &watch::Sender<State>, wanted: impl Fn(&State) -> Op
 }
 
 /// Connects, and reconnects whenever the client is lost: at once, then with backoff. A client that ends while it is
-/// idle is replaced only once a command needs it, because providers also bill the commands that connecting takes. That is
-/// logged at `debug` only.
+/// idle is replaced only once a command needs it, because providers also bill the commands that connecting takes. Such an
+/// end is logged at `debug` only.
 ///
 /// Logs when the client is lost, or in doubt, and when there is a new one; see [`OutageLog`]. In between it logs errors
 /// from Redis and its certificate, but network failures at `debug` only.
 async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, link: RedisLink) {
-    let RedisLink { state, permits, log, .. } = link;
+    let RedisLink { state, in_flight, log, .. } = link;
     let (mut known, mut backoff) = (config.clone(), Duration::ZERO);
     // The last failure for which the URL's scheme was already tested as the cause.
     let mut probed = None;
@@ -299,7 +299,7 @@ async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, lin
                 let (reason, is_idle) = tokio::select! {
                     end = &mut end => {
                         let reason = close_reason(end);
-                        let is_idle = permits.available_permits() == Semaphore::MAX_PERMITS;
+                        let is_idle = in_flight.available_permits() == Semaphore::MAX_PERMITS;
                         state.send_replace(if is_idle { State::Idle } else { State::Lost(reason.clone()) });
                         (reason, is_idle)
                     }

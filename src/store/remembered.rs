@@ -14,7 +14,7 @@ const MAX_REMEMBERED_BYTES: usize = 8_000_000;
 /// What a value takes beside its bytes: its place in a hash table that is half full, and two allocations.
 const OVERHEAD: usize = 130;
 
-/// How far trust goes up and down. Little, so that it changes within a few views.
+/// The bounds of trust: narrow, so that a few views change it.
 const MOST_TRUST: i8 = 4;
 const LEAST_TRUST: i8 = -2;
 
@@ -32,7 +32,7 @@ pub struct Remembered {
     /// Of the younger generation.
     bytes: usize,
     /// How often a remembered value was right lately, less twice how often it was wrong. A wrong value costs up to
-    /// three commands more than a right one, and reading first one more.
+    /// three commands more than a right one; reading first costs one more.
     trust: i8,
 }
 

@@ -11,9 +11,9 @@ use std::{
 use axum::http::Version;
 use tokio::{sync::Notify, time::Instant};
 
-/// The most requests whose responses are not taken yet, over all connections. Beyond it, a connection can have only one
-/// at a time: over HTTP/2 it can otherwise have 16, and each holds some 8 kB.
-const MAX_REQUESTS: usize = 1250;
+/// The most requests whose responses are not made or not taken yet, over all connections. Beyond it, a connection can have
+/// only one at a time: over HTTP/2 it can otherwise have 16, and each holds some 8 kB.
+const MAX_UNTAKEN: usize = 1250;
 
 /// A connection that waits for a request's end or for its client to take a response is closed after this. It stops
 /// clients that fill all places with half a request.
@@ -31,7 +31,8 @@ const LAST_MOMENTS: Duration = Duration::from_millis(200);
 /// The requests of all connections.
 #[derive(Debug)]
 pub struct Requests {
-    /// How many have responses that are not taken yet.
+    /// How many have responses that are not made or not taken yet. A response that is sent in parts counts once for each
+    /// part that waits.
     untaken: AtomicUsize,
     /// The zero of [`Activity::last`].
     begin: Instant,
@@ -43,7 +44,7 @@ pub struct Activity {
     requests: Arc<Requests>,
     /// Requests whose response is being made.
     busy: AtomicUsize,
-    /// Requests whose response is not taken yet.
+    /// This connection's part of [`Requests::untaken`].
     untaken: AtomicUsize,
     /// The latest of these moments, in ms since `requests.begin`: the connection came, it was told to end, a response was
     /// made, a part of one was taken, or a later request began to arrive.
@@ -51,7 +52,7 @@ pub struct Activity {
     /// Whether a response was ever made.
     has_answered: AtomicBool,
     is_http2: AtomicBool,
-    /// Whether the last bytes that came over HTTP/1 do not end a request.
+    /// Whether the last bytes that came over HTTP/1 leave a request incomplete.
     is_mid_request: AtomicBool,
     /// Whether no more can be written until the client reads.
     is_blocked: AtomicBool,
@@ -110,7 +111,7 @@ impl Activity {
         }
         // First added, then compared: of two that arrive at once, one sees the other.
         let untaken = Untaken::new(self);
-        if self.requests.untaken.load(Relaxed) > MAX_REQUESTS && self.untaken.load(Relaxed) > 1 {
+        if self.requests.untaken.load(Relaxed) > MAX_UNTAKEN && self.untaken.load(Relaxed) > 1 {
             return None;
         }
         self.busy.fetch_add(1, Relaxed);

@@ -45,7 +45,7 @@ impl AtomicSession {
     /// counts. So it should have no side effects.
     ///
     /// It costs one command executed, or two if the server lacks `SET … IFEQ`; one more if the instance does not remember
-    /// the session. What the page has changed before is saved first. A new visitor's session begins with the value when
+    /// the session. What the page has changed before is saved first. A new visitor's session begins, with the value, once
     /// the page has answered.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::activity::{Activity, IDLE_TIMEOUT, Requests};
 /// Cloud Run has 128 MiB.
 const MAX_CONNECTIONS: usize = 1250;
 
-/// A new connection goes to the first thread that has no more than this many. So few do not fill a core, and views on one
+/// A new connection goes to the first thread with no more than this many. So few do not fill a core, and views on one
 /// thread share calls: with eight connections on two threads, a view was measured to cost a third more CPU and 0.2 commands
 /// more.
 const FILL_FIRST: usize = 8;
@@ -139,7 +139,7 @@ impl Place {
                 // First the connection: what has arrived by now makes it busy.
                 biased;
                 _ = &mut connection => return,
-                // It was polled above after it was told to end. So its farewell is on the way to a client that reads.
+                // It was told to end, then polled above: its farewell is on the way to a client that reads.
                 () = ready(()), if is_ending && activity.told() > 1 && activity.is_idle() => return,
                 () = activity.wait_until_told() => {}
                 // A connection at rest may begin a request at any time, and then has only `IDLE_TIMEOUT`. So look again

@@ -13,7 +13,7 @@ use super::host::is_same_host;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a page of another origin has sent this request, and it may change something. Browsers say so in
+/// Whether a page of another origin may have sent this request, and it may change something. Browsers say so in
 /// `Sec-Fetch-Site` (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>) or `Origin`; other clients send
 /// neither, and need not.
 pub fn is_forged(request: &Request) -> bool {

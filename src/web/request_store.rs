@@ -50,6 +50,8 @@ struct State {
     restarts_age: bool,
     /// Whether this request has written the session, and so renewed it.
     is_renewed: bool,
+    /// Whether this request has ended the session, and it has no successor.
+    has_ended: bool,
     /// Why the store failed last.
     failure: Option<Error>,
 }
@@ -105,6 +107,11 @@ impl RequestStore {
     /// The session's id, if it is in the store as far as is known.
     pub fn id(&self) -> Option<Id> {
         self.state.lock().id
+    }
+
+    /// Whether this request has ended the session, and it has no successor.
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().has_ended
     }
 
     /// Whether this request has read or written the session.
@@ -182,7 +189,7 @@ impl RequestStore {
 
     async fn end(&self, id: Id) -> Result<(), Error> {
         self.store.change(id, Change::End).await?;
-        *self.state.lock() = State::default();
+        *self.state.lock() = State { has_ended: true, ..State::default() };
         Ok(())
     }
 
@@ -304,8 +311,8 @@ impl SessionStore for RequestStore {
     /// Lets the session end with the next save. A session that has not begun needs no end.
     async fn delete(&self, id: &Id) -> session_store::Result<()> {
         let mut state = self.state.lock();
-        // `cycle_id` deletes the record's id and gives it a new one, so it can delete the session's own only once. The
-        // other time was `flush` or `delete`.
+        // `cycle_id` deletes the record's id, then replaces it. So if the session's own id is deleted twice, `flush` or
+        // `delete` did it once.
         state.is_flushed |= state.ending == Some(*id);
         state.ending = state.id;
         Ok(())

@@ -41,8 +41,8 @@ use super::{
 };
 use crate::{store::DEADLINE, warnings::warn_once_a_minute};
 
-/// The most bytes of a request's head, as in Node.js. A longer one is answered 431. What a client sends ahead, and what
-/// it does not read, is kept in two buffers of this size for each connection.
+/// The most bytes of a request's head, as in Node.js. A longer one is answered 431. Each connection
+/// has a buffer of this size for what its client sends ahead, and one for what it does not read.
 const HEAD_MAX: usize = 16 * 1024;
 
 /// The most requests that one HTTP/2 connection has at a time. RFC 9113, 6.5.2 recommends at least 100; but
@@ -103,15 +103,15 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
 /// threads' runtimes, by its service: the first nine on the first thread, the next nine on the second, and so on; then
 /// each on the thread with the fewest.
 ///
-/// A connection is closed if its first request is not complete within 20 s, if no later one begins within 650 s, or if
-/// one that has begun is not complete within 20 s. It is closed if its client takes nothing of a response for 20 s, so
-/// a body must produce each part within that time. At most 1,250 are open: idle ones give way to new ones. An HTTP/2
-/// client is told before (`GOAWAY`).
+/// A connection is closed if its first request is not complete within 20 s, if no later one begins within 650 s, or, over
+/// HTTP/1, if one that has begun is not complete within 20 s. It is closed if its client takes nothing for 20 s while a
+/// response waits, so a body must produce each part within that time. At most 1,250 are open: idle ones give way to new
+/// ones. An HTTP/2 client is told before (`GOAWAY`).
 ///
 /// A request without a valid host is answered 400. What `service` does not read of a request's body is dropped.
 ///
 /// At `shutdown` it stops accepting connections, closes idle ones, answers requests in flight, and returns. It does
-/// not wait for clients that have not sent a request yet.
+/// not wait for clients that have not sent a request yet, nor for one that takes nothing of its response for 200 ms.
 pub async fn serve<S>(listener: TcpListener, threads: Vec<(Handle, S)>, shutdown: impl Future<Output = ()>)
 where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,

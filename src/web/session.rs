@@ -119,17 +119,16 @@ impl OpenSession {
         let mut response = saved.map_or_else(Error::into_response, |()| response);
         let Self { cookie, received, store, .. } = self;
         let header = match (store.id(), received) {
-            // If another request has ended the session, its response may have brought another cookie.
-            (None, _) if saved.is_err() => None,
-            // Nor is a cookie signed anew whose session may have got another id meanwhile.
+            // Only the cookie of a session that this request has seen is signed anew: any other may have another id by now.
             (Some(id), Some(received))
                 if id == received.id && (saved.is_err() || !received.needs_resigning || !store.has_been_seen()) =>
             {
                 None
             }
             (Some(id), _) => cookie.with_id(id),
-            // The request's session is gone: the page ended it, or it had expired.
-            (None, received) => received.and_then(|_| cookie.removal()),
+            // The page ended the session. If it had expired, another request may have begun the next one by now.
+            (None, _) if store.has_ended() => cookie.removal(),
+            (None, _) => None,
         };
         header.map(|header| response.headers_mut().append(header::SET_COOKIE, header));
         response
