@@ -7,8 +7,8 @@ COPY profile/build profile/service.profdata profile/
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
     && profile/build
 
-# A static program, which needs no other files than the certificates below. It resolves host names with DNS and /etc/hosts: glibc has both built
-# in since version 2.34.
+# A static program, which needs no other files than the certificates below. It resolves host names with DNS and
+# /etc/hosts: glibc has both built in since version 2.34.
 COPY src src
 COPY templates templates
 RUN touch src/lib.rs src/main.rs \

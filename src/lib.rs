@@ -14,8 +14,9 @@
 //! - One of two middlewares: that of [`web::counting`] counts the view, that of [`web::session`] does not. Either way,
 //!   [`web::session`] gives the page its session, then saves it and sets the cookie.
 //! - [`web::pages`], the handlers, and [`web::format`], which renders what they say. With the types in
-//!   [`web::route_state`], a handler that takes an `AtomicSession` or a `ViewCount` compiles only on a route that provides
-//!   it. A handler that takes tower-sessions' plain `Session` compiles anywhere, and fails at run time where there is none.
+//!   [`web::route_state`], a handler that takes an `AtomicSession` or a `ViewCount` compiles only on a route that
+//!   provides it. A handler that takes tower-sessions' plain `Session` compiles anywhere, and fails at run time where
+//!   there is none.
 //! - `web/request_store.rs` is what tower-sessions' `Session` is stored in. [`web::atomic_session`] is for changes that
 //!   overlapping requests do not undo.
 //! - [`web::error`]: the status code and text of each error. [`web::health`]: the probes.

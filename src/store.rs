@@ -135,7 +135,7 @@ impl Store {
     }
 
     /// Checks that a view could be counted now, whichever thread it comes to. It sends a command, in a Cluster one to
-    /// each master, on this thread's link only: providers bill it. Other links that have ended are made anew, and checked.
+    /// each master, on this thread's link only: providers bill it. Other links that have ended are made anew and checked.
     ///
     /// # Errors
     /// If not: the store cannot be reached, does not answer or refuses.

@@ -108,8 +108,8 @@ impl CompareAndSet {
         self.allows_several_keys.load(Relaxed) && self.has_scripts.load(Relaxed)
     }
 
-    /// Finds out which forms the server knows, and that it accepts writes (it may be full), by a command that changes nothing
-    /// and, if it lacks `IFEQ`, a second one.
+    /// Finds out which forms the server knows, and that it accepts writes (it may be full), by a command that changes
+    /// nothing and, if it lacks `IFEQ`, a second one.
     ///
     /// # Errors
     /// The server's, if it accepts no writes or allows no form.

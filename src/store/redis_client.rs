@@ -30,8 +30,8 @@ use crate::warnings::warn_once_a_minute;
 /// Connecting takes a few round trips, one more with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects, and checks that the server accepts writes (it may be full). If `is_first`, also checks what else sessions need. Returns the
-/// client, and a handle that resolves when it ends.
+/// Connects, and checks that the server accepts writes (it may be full). If `is_first`, also checks what else sessions
+/// need. Returns the client, and a handle that resolves when it ends.
 ///
 /// Each time it is a new client: once fred 10.1 has lost a connection, its counts of queued commands
 /// are wrong, and it holds back what it should send. Without a reconnection policy, fred neither keeps nor

@@ -11,8 +11,8 @@ use std::{
 use axum::http::Version;
 use tokio::{sync::Notify, time::Instant};
 
-/// The most requests whose responses are not made or not taken yet, over all connections. Beyond it, a connection can have
-/// only one at a time: over HTTP/2 it can otherwise have 16, and each holds some 8 kB.
+/// The most requests whose responses are not made or not taken yet, over all connections. Beyond it, a connection can
+/// have only one at a time: over HTTP/2 it can otherwise have 16, and each holds some 8 kB.
 const MAX_UNTAKEN: usize = 1250;
 
 /// A connection that waits for a request's end or for its client to take a response is closed after this. It stops

@@ -1,7 +1,9 @@
 //! Counting views: the middleware that counts one, and the count that a page reads.
 
+use std::borrow::Cow;
+
 use axum::{
-    extract::{FromRequestParts, OriginalUri, Request, State},
+    extract::{FromRequestParts, NestedPath, Request, State},
     http::{HeaderMap, HeaderName, request::Parts},
     middleware::Next,
     response::Response,
@@ -20,7 +22,8 @@ use crate::store::change::Change;
 /// `<link rel=prefetch>` until 2025 (<https://groups.google.com/a/chromium.org/g/blink-dev/c/0yrUBDA8uUs>).
 const PURPOSES: [HeaderName; 2] = [HeaderName::from_static("sec-purpose"), HeaderName::from_static("purpose")];
 
-/// The visitor's views of the requested path, including this one: at least 1.
+/// The visitor's views of the requested path, including this one: at least 1. In a router that is nested at a path with
+/// parameters, such as `/{shop}`, all values of the parameters share a count.
 ///
 /// Handlers extract it. They then need the state [`Counted`], so they can only be routed through
 /// [`counted`](super::app::counted).
@@ -51,10 +54,19 @@ pub async fn count_view(State(sessions): State<Sessions>, request: Request, page
     if is_forged(&request) {
         return Err(Error::CrossSite);
     }
-    // A nested router sees only a part of the path.
-    let uri = request.extensions().get().map_or(request.uri(), |OriginalUri(uri)| uri);
-    let (count, session) = count(&sessions, uri.path(), request.headers()).await?;
+    let path = whole_path(&request);
+    let (count, session) = count(&sessions, &path, request.headers()).await?;
     Ok(session.answer(request, Some(count), page).await)
+}
+
+/// The requested path, also in a nested router, where the request has only the rest of it. (axum's `OriginalUri` would
+/// take 500 instructions of every view, 2 %.)
+fn whole_path(request: &Request) -> Cow<'_, str> {
+    let path = request.uri().path();
+    match request.extensions().get::<NestedPath>() {
+        Some(nested) => format!("{}{path}", nested.as_str()).into(),
+        None => path.into(),
+    }
 }
 
 /// Counts the view in the first session that lives, of those that the request's cookies name. If none does, the view is

@@ -1,4 +1,4 @@
-//! The listener, HTTP's limits and the graceful shutdown, for any service.
+//! The listener, HTTP's limits and the graceful shutdown, for any service without upgrades (WebSockets).
 
 use std::{
     convert::Infallible,
