@@ -70,7 +70,7 @@ use super::{
     compare_and_set::{CompareAndSet, SendCommand, Swap, Swapped},
     contents::{self, Contents, Fate, WriteId},
     error::Error,
-    pacing::{self, LastCall, MAX_BATCH},
+    pacing::{self, LastCall, MAX_BATCH, MAX_CALL_BYTES},
     remembered::Remembered,
     retry::{Answer, RETRY_WINDOW, until_answered},
     ttl::{SessionTtl, unix_time},
@@ -240,6 +240,8 @@ enum Written {
     Gone,
     /// Nothing was written. What the session holds must be read first.
     Outdated,
+    /// Nothing was written, because the call is full. It is the next one's turn.
+    Postponed(Value),
     /// It was not stored if the error says so. What the session holds is not known.
     Failed(Error),
 }
@@ -431,8 +433,8 @@ impl<R: SendCommand> Shared<R> {
     fn next_batch(&self) -> Option<Vec<(Id, Value, Vec<Waiting>)>> {
         let mut queue = self.queue.lock();
         let takes_many = self.compare_and_set.takes_many();
-        let lengths = queue.ready.iter().map(|(_, value)| value.bytes.len());
-        let size = if takes_many { pacing::batch_size(lengths, queue.last) } else { lengths.len().min(1) };
+        let waiting = queue.ready.len();
+        let size = if takes_many { pacing::batch_size(waiting, queue.last) } else { waiting.min(1) };
         if size == 0 || takes_many && queue.calls > pacing::max_calls(queue.last) {
             queue.calls -= 1;
             return None;
@@ -448,10 +450,15 @@ impl<R: SendCommand> Shared<R> {
     async fn call(self: &Arc<Self>, batch: Vec<(Id, Value, Vec<Waiting>)>) -> Option<LastCall> {
         let (begin, now) = (Instant::now(), unix_time());
         let (mut swaps, mut drafts) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-        let mut ended = Vec::with_capacity(batch.len());
+        let (mut ended, mut bytes) = (Vec::with_capacity(batch.len()), 0);
         for (id, value, waiting) in batch {
+            if bytes >= MAX_CALL_BYTES {
+                ended.push((id, Written::Postponed(value), Draft { changes: waiting, ..Draft::default() }));
+                continue;
+            }
             match self.draft(id, value, waiting, now) {
                 Ok((swap, draft)) => {
+                    bytes += swap.expected.len() + swap.new.len();
                     swaps.push(swap);
                     drafts.push(draft);
                 }
@@ -531,7 +538,7 @@ impl<R: SendCommand> Shared<R> {
                 _ if source != Source::Remembered => {}
                 Written::Stored(_) => sessions.remembered.learn(true),
                 Written::NotStored(_) | Written::Gone => sessions.remembered.learn(false),
-                Written::Outdated | Written::Failed(_) => {}
+                Written::Outdated | Written::Postponed(_) | Written::Failed(_) => {}
             }
             let mut waiting = sessions.busy.get_mut(&id).map(mem::take).unwrap_or_default();
             let (value, waiting) = match written {
@@ -562,6 +569,10 @@ impl<R: SendCommand> Shared<R> {
                 Written::Outdated => {
                     changes.extend(waiting);
                     (None, changes)
+                }
+                Written::Postponed(Value { bytes, source }) => {
+                    changes.extend(waiting);
+                    (Some((bytes, source)), changes)
                 }
                 Written::Failed(error) => {
                     answers.extend(changes.into_iter().map(|waiting| (waiting, Err(error.clone()))));

@@ -17,11 +17,10 @@ use std::{ops::RangeInclusive, time::Duration};
 /// The most sessions in one call. Redis runs one command at a time, and is then busy for about 2 ms.
 pub const MAX_BATCH: usize = 512;
 
-/// The most bytes that a call replaces, unless it replaces a single value. It sends the old and the new values, about
-/// two megabytes. Upstash takes [10 MB in one
+/// A call whose old and new values have this many bytes takes no further session. Upstash takes [10 MB in one
 /// request](https://upstash.com/docs/redis/troubleshooting/max_request_size_exceeded), and the smallest instance of Cloud
 /// Run has 128 MiB.
-const MAX_BATCH_BYTES: usize = 1_000_000;
+pub const MAX_CALL_BYTES: usize = 2_000_000;
 
 /// The most calls of a queue in flight.
 const MAX_CALLS: usize = 4;
@@ -73,22 +72,14 @@ pub fn max_calls(last: Option<LastCall>) -> usize {
     }
 }
 
-/// How many of the waiting sessions, of which these are the lengths, the next call writes; at least one, if any are
-/// waiting. `last` is as above.
-pub fn batch_size(lengths: impl ExactSizeIterator<Item = usize>, last: Option<LastCall>) -> usize {
-    let waiting = lengths.len();
+/// How many of the waiting sessions the next call writes; at least one, if any are waiting. `last` is as above.
+pub fn batch_size(waiting: usize, last: Option<LastCall>) -> usize {
     let size = match last {
         // Halfway between the last batch and all, so that calls become similar.
         Some(last) if !last.is_slow() && !last.leaves_redis_idle() => (waiting + last.batch).div_ceil(2),
         _ => waiting,
     };
-    let mut bytes = 0;
-    let fits = |length: &usize| {
-        let is_first = bytes == 0;
-        bytes += length;
-        is_first || bytes <= MAX_BATCH_BYTES
-    };
-    lengths.take(size.min(MAX_BATCH)).take_while(fits).count()
+    size.min(waiting).min(MAX_BATCH)
 }
 
 /// How long to wait for more views before the next call.
@@ -126,15 +117,7 @@ mod tests {
             (63, Some(call(1, 5)), 63),
             (2000, Some(call(1, 5)), MAX_BATCH),
         ] {
-            assert_eq!(batch_size([100].repeat(waiting).into_iter(), last), expected, "{waiting} after {last:?}");
-        }
-        for (lengths, expected) in [
-            (&[MAX_BATCH_BYTES, 1][..], 1),
-            (&[MAX_BATCH_BYTES + 1, 1], 1),
-            (&[1, MAX_BATCH_BYTES], 1),
-            (&[1, MAX_BATCH_BYTES - 1, 1], 2),
-        ] {
-            assert_eq!(batch_size(lengths.iter().copied(), None), expected, "{lengths:?}");
+            assert_eq!(batch_size(waiting, last), expected, "{waiting} after {last:?}");
         }
     }
 

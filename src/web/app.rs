@@ -33,8 +33,8 @@ use crate::{
 // The README promises 3 s.
 const _: () = assert!(DEADLINE.as_millis() < Duration::from_secs(3).as_millis());
 
-/// The service's routes on this store, for [`service`]. A fallback answers paths that have no route; another can replace
-/// it.
+/// The service's routes on this store, for [`service`]. They have a fallback, for paths without a route;
+/// [`Router::fallback`] replaces it, and [`Router::reset_fallback`] removes it, before a merge with a router that has one.
 pub fn router(store: &Store, config: &Config) -> Router {
     let sessions = Sessions::new(store, config);
     let page = counted(pages::page(pages::meaning(config)), &sessions);
@@ -49,22 +49,31 @@ pub fn router(store: &Store, config: &Config) -> Router {
 
 /// A page with a session, whose views are counted: each request with a method that `page` handles.
 ///
-/// `page` must not handle `HEAD`: this does. `HEAD` and the methods that `page` does not handle get neither a session
-/// nor a count.
+/// `page` must not handle `HEAD`: this does, so a path can have only one such page. `HEAD` and the methods that `page` does
+/// not handle get neither a session nor a count.
 pub fn counted(page: MethodRouter<Counted>, sessions: &Sessions) -> MethodRouter {
     let count_view = from_fn_with_state(sessions.clone(), counting::count_view);
-    page.with_state(Counted(())).layer(count_view).head(pages::head)
+    only_for_its_methods(page.with_state(Counted(())).layer(count_view)).head(pages::head)
 }
 
 /// A page with a session, whose views are not counted.
 ///
 /// All sessions live as long as the settings say: tower-sessions' `Session::set_expiry` does not change that.
 pub fn with_session(page: MethodRouter<Uncounted>, sessions: &Sessions) -> MethodRouter {
-    page.with_state(Uncounted(())).layer(from_fn_with_state(sessions.clone(), session::give_session))
+    let give_session = from_fn_with_state(sessions.clone(), session::give_session);
+    only_for_its_methods(page.with_state(Uncounted(())).layer(give_session))
 }
 
-/// These routes with what surrounds each request: it is answered in time, also if it comes slowly; errors have a readable
-/// body; and no answer is cached. A method that a route does not handle is answered 405, past the layers of `routes`.
+/// This page, whose layers do not see a request with a method for which it has neither a handler nor a fallback. (With
+/// `route_layer` in place of `layer`, they would see none that its fallback handles.)
+fn only_for_its_methods(page: MethodRouter) -> MethodRouter {
+    // Of two default fallbacks, the second is kept.
+    page.merge(MethodRouter::new())
+}
+
+/// These routes with what surrounds each request: it is answered in time, even if its body is slow to come; errors have a
+/// readable body; and no answer is cached. A method that a route does not handle is answered 405. Layers of `routes` do
+/// not see that.
 pub fn service(
     routes: Router,
 ) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static {

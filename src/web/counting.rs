@@ -18,8 +18,9 @@ use super::{
 };
 use crate::store::change::Change;
 
-/// The Fetch standard's (<https://fetch.spec.whatwg.org/#sec-purpose-header>), and the only one that Chromium sent for
-/// `<link rel=prefetch>` until 2025 (<https://groups.google.com/a/chromium.org/g/blink-dev/c/0yrUBDA8uUs>).
+/// The headers that say what a request is for: that of the Fetch standard
+/// (<https://fetch.spec.whatwg.org/#sec-purpose-header>), and the only one that Chromium sent for `<link rel=prefetch>`
+/// until 2025 (<https://groups.google.com/a/chromium.org/g/blink-dev/c/0yrUBDA8uUs>).
 const PURPOSES: [HeaderName; 2] = [HeaderName::from_static("sec-purpose"), HeaderName::from_static("purpose")];
 
 /// The visitor's views of the requested path, including this one: at least 1. In a router that is nested at a path with
@@ -63,10 +64,9 @@ pub async fn count_view(State(sessions): State<Sessions>, request: Request, page
 /// take 500 instructions of every view, 2 %.)
 fn whole_path(request: &Request) -> Cow<'_, str> {
     let path = request.uri().path();
-    match request.extensions().get::<NestedPath>() {
-        Some(nested) => format!("{}{path}", nested.as_str()).into(),
-        None => path.into(),
-    }
+    let Some(nested) = request.extensions().get::<NestedPath>() else { return path.into() };
+    let prefix = nested.as_str().trim_end_matches('/');
+    if path == "/" { prefix.into() } else { format!("{prefix}{path}").into() }
 }
 
 /// Counts the view in the first session that lives, of those that the request's cookies name. If none does, the view is

@@ -73,14 +73,13 @@ impl Error {
             Self::Ended => "Another request has just logged you in or out. This page's data was not saved.",
             Self::TooLarge => "It has no room for what this page adds. What it holds is not affected.",
             Self::NotCounted => "This view was not counted. No other view is affected.",
-            Self::BrokenPage => "This page's data was not saved. What your session holds is not affected.",
-            Self::Session => "This page's data may not have been saved.",
+            Self::Session | Self::BrokenPage => "This page's data may not have been saved.",
             Self::Unanswered => "Your view or change may or may not have been stored.",
         }
     }
 
-    /// Where a link can go from here: a path, empty for this page, and its name. A link to the page does not repeat what
-    /// was no view, such as a form.
+    /// Where a link leads from here: a path, empty for this page, and its name. After anything but `GET` and `HEAD` it does
+    /// not lead to this page: a link cannot send a form again.
     fn link(self, was_view: bool) -> (&'static str, &'static str) {
         match self {
             Self::NotFound | Self::MethodNotAllowed | Self::BrokenPage => ("/", "Go to the first page"),

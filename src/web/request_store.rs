@@ -188,8 +188,8 @@ impl RequestStore {
     }
 
     async fn end(&self, id: Id) -> Result<(), Error> {
-        self.store.change(id, Change::End).await?;
-        *self.state.lock() = State { has_ended: true, ..State::default() };
+        let has_ended = self.store.change(id, Change::End).await?.is_some();
+        *self.state.lock() = State { has_ended, ..State::default() };
         Ok(())
     }
 

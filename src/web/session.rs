@@ -119,7 +119,7 @@ impl OpenSession {
         let mut response = saved.map_or_else(Error::into_response, |()| response);
         let Self { cookie, received, store, .. } = self;
         let header = match (store.id(), received) {
-            // Only the cookie of a session that this request has seen is signed anew: any other may have another id by now.
+            // A cookie is signed anew only if this request has seen its session, which may go on under another id by now.
             (Some(id), Some(received))
                 if id == received.id && (saved.is_err() || !received.needs_resigning || !store.has_been_seen()) =>
             {
@@ -127,7 +127,7 @@ impl OpenSession {
             }
             (Some(id), _) => cookie.with_id(id),
             // The page ended the session. If it had expired, another request may have begun the next one by now.
-            (None, _) if store.has_ended() => cookie.removal(),
+            (None, Some(_)) if store.has_ended() => cookie.removal(),
             (None, _) => None,
         };
         header.map(|header| response.headers_mut().append(header::SET_COOKIE, header));

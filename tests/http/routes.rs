@@ -1,4 +1,4 @@
-//! Promise: pages that are added are routed as axum routes them, whatever it offers for that.
+//! Promise: pages can be added with handlers for any method, with fallbacks, and in nested routers.
 
 use axum::{
     Router,
@@ -25,13 +25,16 @@ async fn add(session: AtomicSession) -> Result<&'static str, Error> {
 
 async fn start() -> u16 {
     serve(&[], |routes, sessions| {
-        let nested = || Router::new().route("/page", counted(get(view), sessions));
+        let nested =
+            || Router::new().route("/page", counted(get(view), sessions)).route("/", counted(get(view), sessions));
         routes
             .route("/any", counted(any(view), sessions))
             .route("/rest", with_session(get(async || "got").fallback(add), sessions))
             .route("/post", with_session(post(async || Error::Session), sessions))
             .nest("/a", nested())
             .nest("/b", nested())
+            .nest("/c/", nested())
+            .route_service("/service", counted(get(view), sessions))
             .fallback(async || "my own")
     })
     .await
@@ -61,6 +64,21 @@ async fn a_fallback_of_a_page_has_its_session() {
 }
 
 #[tokio::test]
+async fn a_method_that_no_page_handles_gets_no_session() {
+    let service = start().await;
+    for path in ["/rest", "/a/page", "/service", "/post"] {
+        let method = if path == "/post" { Method::GET } else { Method::PUT };
+        let answer = Visitor::new().request(method, &service, path, "*/*").await;
+        let handled = path == "/rest";
+        assert_eq!(
+            (answer.status, answer.cookie().is_some()),
+            if handled { (200, true) } else { (405, false) },
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_fallback_of_all_pages_replaces_that_of_the_service() {
     assert_eq!(Visitor::new().view(&start().await, "/nowhere").await.body, "my own");
     let answer = Visitor::new().view(&serve(&[], |routes, _| routes).await, "/nowhere").await;
@@ -71,7 +89,8 @@ async fn a_fallback_of_all_pages_replaces_that_of_the_service() {
 async fn a_nested_page_is_counted_by_its_whole_path() {
     let service = start().await;
     let mut visitor = Visitor::new();
-    for (path, expected) in [("/a/page", 1), ("/a/page", 2), ("/b/page", 1), ("/a/page", 3)] {
+    for (path, expected) in [("/a/page", 1), ("/a/page", 2), ("/b/page", 1), ("/a/page", 3), ("/a", 1), ("/c/page", 1)]
+    {
         assert_eq!(visitor.count(&service, path).await, expected, "{path}");
     }
 }

@@ -153,8 +153,8 @@ async fn a_large_response_is_not_cut_while_its_client_reads() {
     const SIZE: usize = 128 * 1024 * 1024;
     /// The client reads evenly for this long.
     const READING: Duration = LIMIT.saturating_add(Duration::from_secs(5));
-    let large = async || Bytes::from_static(&[b'x'; SIZE]);
-    let port = serve(&[], |routes, _| routes.route("/large", get(large))).await;
+    let body = Bytes::from(vec![b'x'; SIZE]);
+    let port = serve(&[], |routes, _| routes.route("/large", get(async || body))).await;
     let read = async |client: reqwest::ClientBuilder| {
         let url = format!("http://127.0.0.1:{port}/large");
         let mut response = client.build().unwrap().get(url).send().await.unwrap();

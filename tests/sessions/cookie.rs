@@ -268,6 +268,47 @@ async fn a_cookie_is_signed_anew_only_if_its_session_was_seen() {
     assert_eq!(visitor.view(&rotated, "/look").await.header("set-cookie"), None, "{signed}");
 }
 
+/// A session that is over has not been ended by the request that finds that out. By the time of its answer, another one
+/// may have begun the next session.
+#[tokio::test]
+async fn a_cookie_is_removed_only_by_the_request_that_ends_its_session() {
+    async fn look(session: Session) -> Result<(), Error> {
+        Ok(session.get::<u64>("key").await.map(drop)?)
+    }
+    async fn leave(session: Session) -> Result<(), Error> {
+        Ok(session.flush().await?)
+    }
+    async fn come_and_go(session: Session) -> Result<(), Error> {
+        session.insert("key", 1).await?;
+        session.save().await?;
+        Ok(session.flush().await?)
+    }
+    let redis = Redis::start();
+    for settings in [&["--redis-url", &redis.url()][..], &[]] {
+        let service = serve(settings, |routes, sessions| {
+            routes
+                .route("/look", with_session(get(look), sessions))
+                .route("/leave", with_session(get(leave), sessions))
+                .route("/come-and-go", with_session(get(come_and_go), sessions))
+        })
+        .await;
+        let mut visitor = Visitor::new();
+        visitor.view(&service, "/").await;
+        let over = format!("id={UNKNOWN}");
+        for (cookie, path, removes) in [
+            (Some(over.clone()), "/look", false),
+            (Some(over.clone()), "/leave", false),
+            (None, "/come-and-go", false),
+            (visitor.cookie, "/leave", true),
+        ] {
+            let mut visitor = cookie.map_or_else(Visitor::new, Visitor::with_cookie);
+            let answer = visitor.view(&service, path).await;
+            assert_eq!(answer.status, 200, "{path}");
+            assert_eq!(answer.header("set-cookie").is_some(), removes, "{path}: {answer:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_expired_session_has_ended_in_redis() {
     const TTL: Duration = Duration::from_secs(2);
