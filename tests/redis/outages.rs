@@ -172,7 +172,7 @@ async fn redis_is_frozen() {
     signal(redis.id(), "CONT");
     recovers(&service, &mut visitor, Instant::now()).await;
     let log = service.stop();
-    let without_cause = log.iter().find(|line| line.contains("did not answer within 2.5s"));
+    let without_cause = log.iter().find(|line| line.contains("was not read and answered within 2.5s"));
     assert_eq!(without_cause, None, "{log:#?}");
 }
 
@@ -192,7 +192,7 @@ async fn redis_is_slow() {
     assert_503(&response, "text/plain; charset=utf-8");
     assert!(elapsed < DEADLINE, "the response took {elapsed:?}");
     let log = service.stop();
-    assert_eq!(count_lines(&log, "did not answer within 2.5s"), 1, "{log:#?}");
+    assert_eq!(count_lines(&log, "was not read and answered within 2.5s"), 1, "{log:#?}");
 }
 
 #[tokio::test]
