@@ -189,9 +189,13 @@ fn true_or_false(value: &str) -> Result<bool, String> {
 }
 
 fn rust_log(value: &str) -> Result<Targets, String> {
-    // The filter would take a misspelt level for a target, and log nothing.
-    let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
-    let filter = if value.is_empty() || !value.split(',').all(is_directive) {
+    // The filter would take a misspelt level for a target, and log nothing; and an empty level for `error`.
+    let is_target = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte));
+    let is_directive = |part: &str| {
+        let (target, level) = part.split_once('=').unwrap_or(("", part));
+        is_target(target) && !level.is_empty() && level.parse::<LevelFilter>().is_ok()
+    };
+    let filter = if !value.split(',').all(is_directive) {
         Err("it, or a part of it, names no level".to_owned())
     } else {
         format!("{QUIET},{value}").parse().map_err(|error: ParseError| error.to_string())

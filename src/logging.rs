@@ -30,7 +30,8 @@ use crate::{config::Config, output::Lines, trace};
 pub fn init(config: &Config) -> io::Result<Lines> {
     let output = Lines::to(io::stdout())?;
     let filter = config.rust_log.clone();
-    let lines = tracing_subscriber::fmt::layer().with_writer(output.clone());
+    let writer = output.clone();
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
     if config.on_cloud_run() {
         let project = config.google_cloud_project.clone();
         let lines = lines.event_format(CloudLogging { project });

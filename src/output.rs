@@ -16,7 +16,6 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 use tracing::warn;
-use tracing_subscriber::fmt::MakeWriter;
 
 /// The most bytes of lines that wait to be written: some 1,000 lines. As many more may be on their way out.
 const WAITING_MAX: usize = 256 * 1024;
@@ -68,7 +67,7 @@ impl Lines {
                 }
                 let dropped = mem::take(&mut shared.state.lock().dropped);
                 if dropped > 0 {
-                    // The lines that wait by now are written before it.
+                    // This line comes after those that wait by now.
                     warn!("{dropped} log lines were dropped, because standard output could not be written");
                 }
             }
@@ -119,14 +118,6 @@ impl Write for Lines {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }
 

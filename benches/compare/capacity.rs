@@ -45,7 +45,7 @@ pub fn table(ours: &Figures, express: &Figures) -> String {
     text += &both("CPU of the instance for a million views when idle", &|f| format!("{:.0} s", idle(f).0 * MILLION));
     text += &both("the same under load", &|f| format!("{:.0} s", load(f).0 * MILLION));
     text += "\nHow many instances with one core a load needs, and what share of one Redis's core. In a Cluster, each\n\
-             session is a command of its own, and costs Redis as much as when idle:\n\n\
+             session is a command of its own, and costs Redis as much as a view when idle:\n\n\
              | views/s | instances | one Redis | or masters of a Cluster |\n|---|---|---|---|\n";
     for views in [1e3, 1e4, 1e5, 1e6] {
         let (cpu, redis, _) = load(ours);

@@ -76,6 +76,9 @@ fn check_parameters(scheme: &str, url: &Url) -> Result<(), String> {
         Some((_, "cluster")) => &SENTINEL[..1],
         Some(_) => &SENTINEL,
     };
+    if url.query().is_some_and(|query| query.contains('+')) {
+        return Err("has a + in a parameter, which would be read as a space; it is written %2B".to_owned());
+    }
     let mut seen = Vec::new();
     for (name, value) in url.query_pairs() {
         let Some(name) = known.iter().find(|known| **known == name) else {
@@ -87,7 +90,7 @@ fn check_parameters(scheme: &str, url: &Url) -> Result<(), String> {
         };
         let node = value.split_once(':').filter(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
         if *name == "node" && !node.is_some_and(|(host, _)| is_host_name(host)) {
-            return Err("has a node that is not host:port".to_owned());
+            return Err("has a node that is not host:port; the host is a name or an IPv4 address".to_owned());
         }
         if value.is_empty() {
             return Err(format!("has an empty {name}"));

@@ -18,8 +18,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// If none has answered by then, fred tries on its own, and says what is wrong.
 const GIVE_UP_AFTER: Duration = Duration::from_millis(1500);
 
-/// The same settings, but names whose first address does not answer are replaced by an address that does. The
-/// certificate must still name the host of the URL. fred 10.1 would verify an IPv6 address with the URL's brackets, which
+/// The same settings, but names with several addresses are replaced by the address that answers first. The certificate
+/// must still name the host of the URL. fred 10.1 would verify an IPv6 address with the URL's brackets, which
 /// certificates do not have; so the name to verify is set without them.
 pub async fn with_reachable_addresses(config: &Config) -> Config {
     let mut config = config.clone();
@@ -28,9 +28,9 @@ pub async fn with_reachable_addresses(config: &Config) -> Config {
         ServerConfig::Clustered { hosts, .. } | ServerConfig::Sentinel { hosts, .. } => hosts.as_mut_slice(),
     };
     join_all(servers.iter_mut().map(async |server| {
-        let found = lookup_host((&*server.host, server.port)).await;
-        let mut addresses: Vec<_> = found.map(Iterator::collect).unwrap_or_default();
-        addresses.dedup();
+        // Another server may have another name, which is found.
+        let found = timeout(GIVE_UP_AFTER, lookup_host((&*server.host, server.port))).await;
+        let addresses: Vec<_> = found.ok().and_then(Result::ok).map(Iterator::collect).unwrap_or_default();
         *server = with_reachable_address(server, &addresses).await;
         let bare = server.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         server.tls_server_name = server.tls_server_name.take().or(bare.map(Into::into));
@@ -39,13 +39,14 @@ pub async fn with_reachable_addresses(config: &Config) -> Config {
     config
 }
 
-/// The server, at the address that answers first; by its name, if that is the first address anyway or none answers.
+/// The server at the address that answers first, or as it was if none answers. (fred looks the name up again, and the order
+/// of its addresses may change from time to time.)
 async fn with_reachable_address(server: &Server, addresses: &[SocketAddr]) -> Server {
     if addresses.len() < 2 {
         return server.clone();
     }
     let address = timeout(GIVE_UP_AFTER, first_to_answer(addresses)).await.ok().flatten();
-    match address.filter(|address| *address != addresses[0]) {
+    match address {
         Some(address) => {
             let host = if address.is_ipv6() { format!("[{}]", address.ip()) } else { address.ip().to_string() };
             Server::new_with_tls(host, server.port, Some(server.host.to_string()))
@@ -106,7 +107,7 @@ mod tests {
             (vec![silent, open], &moved),
             (vec![refusing, open], &moved),
             (vec![silent, refusing, silent, open], &moved),
-            (vec![open, silent], &server),
+            (vec![open, silent], &moved),
             (vec![silent, refusing], &server),
             (vec![refusing, refusing], &server),
             (vec![open], &server),

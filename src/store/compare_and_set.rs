@@ -138,7 +138,7 @@ impl CompareAndSet {
     pub async fn ask_to_write<R: SendCommand>(redis: &R, send_by: Instant, key: String) -> Result<bool, Error> {
         let arguments = ["", "PX", "1", "IFEQ", "-", "GET"].map(Value::from_static_str);
         match redis.send(send_by, "SET", Some(0), [vec![key.into()], arguments.into()].concat()).await {
-            // It looks at the options last.
+            // Options come last: all else is accepted.
             Err(error) if error.is_unknown_option() => Ok(false),
             reply => reply.map(|_| true),
         }

@@ -56,6 +56,8 @@ impl Error {
             Self::refused(details)
         } else if details == TOO_MANY_REDIRECTIONS {
             Self::Unreached
+        } else if details == UNREADABLE_REDIRECTION {
+            Self::refused("MOVED")
         } else {
             Self::Unanswered
         }
@@ -125,6 +127,9 @@ impl Error {
 /// fred's error for a key that is on another node of the Cluster, or is moving there.
 const TOO_MANY_REDIRECTIONS: &str = "Too many redirections.";
 
+/// fred 10.1's error if the other node has an IPv6 address. It does not learn from that where the key is.
+const UNREADABLE_REDIRECTION: &str = "Invalid cluster redirection error.";
+
 /// The kind of these problems: Redis cannot be reached, or does not answer.
 const OUTAGE: &str = "outage";
 
@@ -181,6 +186,12 @@ mod tests {
         for text in ["IO: Connection closed.", "Canceled: Canceled.", "Timeout: Request timed out", "Unknown: "] {
             assert!(matches!(Error::parse(text), Error::Unanswered), "{text}");
         }
+    }
+
+    #[test]
+    fn a_redirection_to_an_ipv6_address_is_known() {
+        let error = Error::parse("Protocol Error: Invalid cluster redirection error.");
+        assert!(matches!(error, Error::Refused(reason) if is_moved(&reason)));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-/// The most sessions in one call. Redis runs one command at a time, and is then busy for about 2 ms.
+/// The most sessions in one call. Redis runs one command at a time, and such a one for about 2 ms.
 pub const MAX_BATCH: usize = 512;
 
 /// A call whose old and new values have this many bytes takes no further session. Upstash takes [10 MB in one

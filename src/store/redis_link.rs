@@ -35,7 +35,7 @@ const LONGEST_DEGRADED: Duration = Duration::from_secs(30);
 /// It uses one fred client at a time, and replaces that when it fails.
 #[derive(Clone, Debug)]
 pub struct RedisLink {
-    state: Arc<watch::Sender<State>>,
+    state: watch::Sender<State>,
     /// Counts the commands that wait for a client or a reply: each holds a permit, of which there are enough.
     in_flight: Arc<Semaphore>,
     log: Arc<OutageLog>,
@@ -139,7 +139,7 @@ impl RedisLink {
     /// Connects in the background, and has each server checked.
     pub fn open(config: &Config, compare_and_set: Arc<CompareAndSet>, log: &Arc<OutageLog>) -> Self {
         let connecting = State::Lost("not connected yet".to_owned());
-        let state = Arc::new(watch::Sender::new(connecting));
+        let state = watch::Sender::new(connecting);
         let is_clustered = config.server.is_clustered();
         let this =
             Self { state, in_flight: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), log: log.clone(), is_clustered };
@@ -323,8 +323,7 @@ async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, lin
                 let reason = without_arguments(error.details()).to_owned();
                 let is_reply = matches!(error.into(), Error::Refused(_));
                 let mut rejection = rejection(&reason);
-                let was_linked = log.was_linked();
-                if rejection.is_none() && !was_linked {
+                if rejection.is_none() && !log.was_linked() {
                     rejection = sentinel_rejection(&config).await;
                     // Once for each reason: it is one more connection.
                     if rejection.is_none() && !is_reply && probed.as_ref() != Some(&reason) {
@@ -332,8 +331,9 @@ async fn keep_connected(config: Config, compare_and_set: Arc<CompareAndSet>, lin
                         rejection = scheme_rejection(&config).await;
                     }
                 }
+                // Another thread may have been linked meanwhile.
                 if let Some(rejection) = &rejection
-                    && !was_linked
+                    && !log.was_linked()
                 {
                     state.send_replace(State::Rejected(rejection.clone()));
                     return;

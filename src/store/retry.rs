@@ -9,7 +9,7 @@ use super::error::Error;
 /// A command or call is answered or fails within this time. A request that takes longer gets a 503.
 pub const DEADLINE: Duration = Duration::from_millis(2500);
 
-/// No attempt begins later than this; then the command fails.
+/// No attempt begins later than this: the command fails instead.
 pub const RETRY_WINDOW: Duration = Duration::from_millis(1500);
 
 /// How long one attempt waits for its reply: half of [`RETRY_WINDOW`], so that there can be another.

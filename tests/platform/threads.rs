@@ -176,7 +176,7 @@ async fn megabytes(service: &Service) -> f64 {
 
 #[tokio::test]
 async fn a_further_core_takes_little_memory() {
-    const EACH: f64 = 2.0;
+    const EACH: f64 = 3.0;
     let redis = Redis::start();
     let settings = [("REDIS_URL", redis.url())];
     let settings = || settings.iter().map(|(name, value)| (*name, value.as_str()));
