@@ -656,8 +656,12 @@ fn refuse(waiting: Vec<Waiting>, answers: &mut Vec<(Waiting, Outcome)>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use fred::types::Value as Reply;
     use futures_util::future::join_all;
+    use time::OffsetDateTime;
+    use tower_sessions::session::Record;
 
     use super::{
         super::compare_and_set::scripted::{Server, garbage, refusal},
@@ -673,7 +677,7 @@ mod tests {
     fn value(id: i128) -> Reply {
         let mut contents = Contents::default();
         contents.count("/").unwrap();
-        Reply::Bytes(contents.encode(&Id(id), time::OffsetDateTime::UNIX_EPOCH).unwrap())
+        Reply::Bytes(contents.encode(&Id(id), OffsetDateTime::UNIX_EPOCH).unwrap())
     }
 
     /// Views `/` in these sessions at once. Returns the counts.
@@ -749,6 +753,21 @@ mod tests {
             assert_eq!(view(&committer, &[1, 2]).await, expected, "{reply:?}");
             assert_done(&committer).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_into_a_call_is_sent_with_the_next() {
+        let data = HashMap::from_iter([("large".to_owned(), "x".repeat(MAX_CALL_BYTES).into())]);
+        let record = Record { id: Id(1), data, expiry_date: OffsetDateTime::UNIX_EPOCH };
+        let large = Reply::Bytes(rmp_serde::to_vec(&record).unwrap().into());
+        let committer = committer(vec![
+            ("GETEX", Ok(large.clone())),
+            ("GETEX", Ok(value(2))),
+            ("SET", Ok(large)),
+            ("SET", Ok(value(2))),
+        ]);
+        assert_eq!(view(&committer, &[1, 2]).await, [Ok(Some(1)), Ok(Some(2))]);
+        assert_done(&committer).await;
     }
 
     /// As after a failover to a server that allows less.

@@ -46,18 +46,17 @@ pub enum Error {
 impl Error {
     /// Parses an error as fred displays it, `Kind: details`.
     ///
-    /// Redis's own errors begin with a code in capitals, such as `ERR`. All others are fred's, and
-    /// mean that there was no reply. (fred's error kinds do not tell the two apart: version 10.1 uses
+    /// Redis's own errors begin with a code in capitals, such as `ERR`. All others but one are fred's,
+    /// and mean that there was no reply. (fred's error kinds do not tell the two apart: version 10.1 uses
     /// `Unknown` for a command that it dropped and for most errors of Redis.)
     fn parse(text: &str) -> Self {
         let details = text.split_once(": ").map_or(text, |(_, details)| details);
         let code = code(details);
-        if !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        let is_of_redis = !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase());
+        if is_of_redis || details == UNREADABLE_REDIRECTION {
             Self::refused(details)
         } else if details == TOO_MANY_REDIRECTIONS {
             Self::Unreached
-        } else if details == UNREADABLE_REDIRECTION {
-            Self::refused("MOVED")
         } else {
             Self::Unanswered
         }
@@ -127,7 +126,8 @@ impl Error {
 /// fred's error for a key that is on another node of the Cluster, or is moving there.
 const TOO_MANY_REDIRECTIONS: &str = "Too many redirections.";
 
-/// fred 10.1's error if the other node has an IPv6 address. It does not learn from that where the key is.
+/// fred 10.1's error if it cannot read Redis's, because the other node has an IPv6 address. It does not learn from that
+/// where the key is.
 const UNREADABLE_REDIRECTION: &str = "Invalid cluster redirection error.";
 
 /// The kind of these problems: Redis cannot be reached, or does not answer.
@@ -145,7 +145,7 @@ pub(super) fn is_unfit_server(error: &str) -> bool {
 
 /// Whether a server that refuses with this error is not the one that has the key, in a Cluster.
 pub(super) fn is_moved(error: &str) -> bool {
-    code(error) == "MOVED"
+    code(error) == "MOVED" || error == UNREADABLE_REDIRECTION
 }
 
 /// Whether connecting failed with this error because the name of a host is unknown.
