@@ -28,7 +28,7 @@ pub async fn with_reachable_addresses(config: &Config) -> Config {
         ServerConfig::Clustered { hosts, .. } | ServerConfig::Sentinel { hosts, .. } => hosts.as_mut_slice(),
     };
     join_all(servers.iter_mut().map(async |server| {
-        // Another server may have another name, which is found.
+        // A name that cannot be looked up must not hold up the others.
         let found = timeout(GIVE_UP_AFTER, lookup_host((&*server.host, server.port))).await;
         let addresses: Vec<_> = found.ok().and_then(Result::ok).map(Iterator::collect).unwrap_or_default();
         *server = with_reachable_address(server, &addresses).await;

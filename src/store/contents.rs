@@ -36,8 +36,8 @@ const ID_BEGIN: [u8; 3] = [0x93, 0xc4, 16];
 /// Where the data begins in a value.
 const DATA_BEGIN: usize = ID_BEGIN.len() + 16;
 
-/// How many instances' last writes a value names. More would cost 10 to 18 bytes each; with
-/// fewer, the fate of more views would stay unknown.
+/// How many instances' last writes a value names. More would cost 10 to 18 bytes each; with fewer, the fate of more views
+/// would stay unknown.
 pub const WRITERS: usize = 4;
 
 /// The most bytes of a session, but for its first counts. A change that would make a larger one is refused.
@@ -202,8 +202,8 @@ impl<'a> Contents<'a> {
     /// and its reply lost.
     ///
     /// Had it been stored, its value would have the version `replaced` + 1 and name it first. Each later write moves the
-    /// name back by one place at most. So the name is gone only after later writes by [`WRITERS`] other
-    /// instances, and then the value names those.
+    /// name back by one place at most. So the name is gone only after later writes by [`WRITERS`] other instances,
+    /// and then the value names those.
     pub fn fate(&self, write: WriteId, replaced: u64) -> Fate {
         match self.writes.iter().find(|last| last.instance == write.instance) {
             Some(last) if last.number >= write.number => Fate::Stored,

@@ -46,8 +46,8 @@ pub enum Error {
 impl Error {
     /// Parses an error as fred displays it, `Kind: details`.
     ///
-    /// Redis's own errors begin with a code in capitals, such as `ERR`. All others but one are fred's,
-    /// and mean that there was no reply. (fred's error kinds do not tell the two apart: version 10.1 uses
+    /// Redis's own errors begin with a code in capitals, such as `ERR`. All others are fred's, and mean that there was no
+    /// reply, but for [`UNREADABLE_REDIRECTION`]. (fred's error kinds do not tell the two apart: version 10.1 uses
     /// `Unknown` for a command that it dropped and for most errors of Redis.)
     fn parse(text: &str) -> Self {
         let details = text.split_once(": ").map_or(text, |(_, details)| details);

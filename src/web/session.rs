@@ -119,7 +119,7 @@ impl OpenSession {
         let mut response = saved.map_or_else(Error::into_response, |()| response);
         let Self { cookie, received, store, .. } = self;
         let header = match (store.id(), received) {
-            // A cookie is signed anew only if this request has seen its session, which may go on under another id by now.
+            // A session that this request has not seen may have another id by now: then its cookie is not signed anew.
             (Some(id), Some(received))
                 if id == received.id && (saved.is_err() || !received.needs_resigning || !store.has_been_seen()) =>
             {
