@@ -148,7 +148,8 @@ async fn a_call_is_bounded_in_bytes() {
     }
 }
 
-/// A thousand views of one visitor at once. Nobody starves, however many instances write the session.
+/// A thousand views of one visitor at once. Nobody starves, however many instances write the session. The second thousand
+/// surely overlap, because replies are held back until the service has read them.
 #[tokio::test]
 async fn overlapping_views_of_one_visitor_are_a_few_commands() {
     const VIEWS: u64 = 1000;
@@ -165,20 +166,17 @@ async fn overlapping_views_of_one_visitor_are_a_few_commands() {
         let services: Vec<_> = tokio::task::spawn_blocking(start).await.unwrap();
         let mut visitor = Visitor::new();
         visitor.count(&services[0], "/").await;
+        let send = async || {
+            let sent = services.iter().map(|service| Waiting::send_all(service, &visitor, VIEWS / instances));
+            join_all(sent).await.into_iter().flatten().collect()
+        };
+        assert_each_once(Waiting::counts(send().await).await, 2..VIEWS + 2);
         redis.executed();
-        let begin = Instant::now();
-        let sent = services.iter().map(|service| Waiting::send_all(service, &visitor, VIEWS / instances));
-        let waiting = join_all(sent).await;
-        let sent = begin.elapsed();
-        let counts = Waiting::counts(waiting.into_iter().flatten().collect()).await;
-        let (executed, took) = (redis.executed(), begin.elapsed());
-        let figures = format!(
-            "{VIEWS} views of one visitor on {instances} instances, {delay} ms from Redis: {executed} commands, \
-             sent within {sent:?}, answered within {took:?}"
-        );
+        assert_each_once(counts_of_waiting(&proxy, send).await, VIEWS + 2..2 * VIEWS + 2);
+        let executed = redis.executed();
+        let figures = format!("{VIEWS} views on {instances} instances, {delay} ms from Redis: {executed} commands");
         println!("{figures}");
-        assert_each_once(counts, 2..VIEWS + 2);
-        assert!(executed <= VIEWS / 5, "{figures}");
+        assert!(executed <= VIEWS / 10, "{figures}");
     }
 }
 
