@@ -73,12 +73,12 @@ impl Store {
         backends.into_iter().map(|backend| Self(Arc::new(backend))).collect()
     }
 
-    /// Begins a session. Returns its id, which is new, and its value, which [`Contents::decode`] reads.
+    /// Begins a session. Returns its id, which is new.
     ///
     /// # Errors
     /// If the store cannot be reached, does not answer or refuses. Then a session may exist whose id nobody
     /// knows.
-    pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
+    pub async fn create(&self, contents: &Contents<'_>) -> Result<Id, Error> {
         let created = match &*self.0 {
             Backend::Redis { committer, .. } => committer.create(contents).await,
             Backend::Memory(memory) => memory.create(contents),
@@ -113,8 +113,8 @@ impl Store {
         outcome.inspect_err(Error::report)
     }
 
-    /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new id
-    /// and value; nothing if there is no such session.
+    /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new
+    /// id; nothing if there is no such session.
     ///
     /// # Errors
     /// As for [`Self::change`], but for [`Error::Unanswered`] and [`Error::Garbled`]: see [`NewId::is_in_doubt`]. After

@@ -79,8 +79,6 @@ pub struct Applied {
 pub struct NewId {
     /// The new id.
     pub id: Id,
-    /// The session's value under it, see [`Contents`].
-    pub value: Bytes,
     /// Whether it is unknown if the session has ended under its old id.
     pub is_in_doubt: bool,
 }

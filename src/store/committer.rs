@@ -286,11 +286,11 @@ impl<R: SendCommand> Committer<R> {
         outcome.await.unwrap_or(Err(Error::Unanswered))
     }
 
-    /// Begins a session. Returns its id and its value.
+    /// Begins a session. Returns its id.
     ///
     /// # Errors
     /// See [`super::Store::create`].
-    pub async fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
+    pub async fn create(&self, contents: &Contents<'_>) -> Result<Id, Error> {
         let Shared { redis, compare_and_set, ttl, instance, .. } = &*self.0;
         let created = until_answered(|send_by| async move {
             // Never an id that a client sent, nor that of an earlier attempt, whose session may exist if only its reply
@@ -302,8 +302,8 @@ impl<R: SendCommand> Committer<R> {
             Ok((id, value))
         });
         let (id, value) = created.await.of_repeatable()?;
-        instance.sessions.lock().remembered.put(id, value.clone());
-        Ok((id, value))
+        instance.sessions.lock().remembered.put(id, value);
+        Ok(id)
     }
 
     /// What a session holds; nothing if there is no such session.
@@ -320,8 +320,8 @@ impl<R: SendCommand> Committer<R> {
         Ok(Some(value))
     }
 
-    /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new id
-    /// and value; nothing if there is no such session.
+    /// Lets a session go on under a new id, changed by this function, and ends it under the old one. Returns the new
+    /// id; nothing if there is no such session.
     ///
     /// First the new session stands, then the old one ends, unless it has changed in between: then the new one is deleted
     /// and made again. Nobody knows the new id until this returns.
@@ -338,12 +338,12 @@ impl<R: SendCommand> Committer<R> {
         while let Some(value) = self.read(old).await? {
             let mut going_on = Contents::decode(old, &value)?;
             change(&mut going_on)?;
-            let (id, new_value) = self.create(&going_on).await.map_err(with_nothing_changed)?;
+            let id = self.create(&going_on).await.map_err(with_nothing_changed)?;
             let ended = self.change(*old, Change::EndIf(*old, value.clone())).await;
             // In doubt, the old session may have ended: then nothing but the new one is left.
             let is_in_doubt = matches!(ended, Err(Error::Unanswered | Error::Garbled));
             if is_in_doubt || matches!(ended, Ok(Some(_))) {
-                return Ok(Some(NewId { id, value: new_value, is_in_doubt }));
+                return Ok(Some(NewId { id, is_in_doubt }));
             }
             // If this fails, the new session expires.
             let _ = compare_and_set.delete(redis, Instant::now() + RETRY_WINDOW, &id).await;

@@ -65,13 +65,13 @@ impl MemoryStore {
     }
 
     /// See [`super::Store::create`].
-    pub fn create(&self, contents: &Contents<'_>) -> Result<(Id, Bytes), Error> {
+    pub fn create(&self, contents: &Contents<'_>) -> Result<Id, Error> {
         // Never an id that a client sent.
         let id = Id::default();
         let (value, ttl) = self.ttl.encode(&id, &mut contents.clone(), unix_time())?.ok_or(Error::Ended)?;
-        let session = StoredSession { value: value.clone(), ends: Instant::now() + ttl };
+        let session = StoredSession { value, ends: Instant::now() + ttl };
         self.cache.insert(id, Arc::new(Mutex::new(session)));
-        Ok((id, value))
+        Ok(id)
     }
 
     /// See [`super::Store::read`].
@@ -105,8 +105,7 @@ impl MemoryStore {
             }
             let mut going_on = contents.clone();
             change(&mut going_on)?;
-            let (id, value) = self.create(&going_on)?;
-            new = Some(NewId { id, value, is_in_doubt: false });
+            new = Some(NewId { id: self.create(&going_on)?, is_in_doubt: false });
             contents.end();
             Ok((0, self.ttl.encode(old, &mut contents, unix_time())?))
         })?;
@@ -142,7 +141,7 @@ mod tests {
         let sessions = MemoryStore::new(SessionTtl::new(Duration::from_secs(60), None));
         let ids: Vec<_> = (0..number)
             .map(|_| {
-                let (id, _) = sessions.create(&Contents::default()).unwrap();
+                let id = sessions.create(&Contents::default()).unwrap();
                 visit(&sessions, id);
                 id
             })

@@ -166,7 +166,7 @@ impl RequestStore {
     }
 
     /// Begins a session with this data, and with a new visitor's first view.
-    async fn begin(&self, data: &Data) -> Result<(Id, Bytes), Error> {
+    async fn begin(&self, data: &Data) -> Result<Id, Error> {
         let first_view = self.state.lock().first_view.clone();
         let mut contents = Contents::default();
         // `Store` reports its own errors, but not these two.
@@ -178,9 +178,9 @@ impl RequestStore {
     }
 
     /// From now on, the request has this session. Its record holds this data.
-    fn go_on_with(&self, (id, value): (Id, Bytes), data: &Data) {
-        let (id, value, loaded) = (Some(id), Some(value), Some(data.clone()));
-        *self.state.lock() = State { id, value, loaded, is_renewed: true, ..State::default() };
+    fn go_on_with(&self, id: Id, data: &Data) {
+        let (id, loaded) = (Some(id), Some(data.clone()));
+        *self.state.lock() = State { id, loaded, is_renewed: true, ..State::default() };
     }
 
     fn difference(&self, data: &Data) -> Difference {
@@ -220,11 +220,11 @@ impl RequestStore {
                     })
                 };
                 match Box::pin(self.store.change_id(&old, change)).await? {
-                    Some(NewId { id, value, is_in_doubt: false }) => (id, value),
+                    Some(NewId { id, is_in_doubt: false }) => id,
                     // The visitor goes on with the new session, which stands for certain.
-                    Some(NewId { id, value, .. }) => {
+                    Some(NewId { id, .. }) => {
                         let mut state = self.state.lock();
-                        (state.id, state.value) = (Some(id), Some(value));
+                        (state.id, state.value) = (Some(id), None);
                         return Err(Error::Unanswered);
                     }
                     None => {
@@ -238,9 +238,8 @@ impl RequestStore {
                 }
             }
         };
-        let id = new.0;
         self.go_on_with(new, &record.data);
-        Ok(id)
+        Ok(new)
     }
 
     async fn save_session(&self, record: &Record) -> Result<(), Error> {

@@ -33,6 +33,9 @@ const SPEED: u32 = 25;
 
 const LIVE: &[u8] = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
+/// Its end does not look like that of a request.
+const FORM: &[u8] = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nitem=";
+
 fn in_a_hurry() -> Service {
     Service::start([("LD_PRELOAD", libfaketime().as_str()), ("FAKETIME", &format!("+0 x{SPEED}"))])
 }
@@ -101,14 +104,17 @@ fn a_connection_without_a_complete_request_is_closed() {
 #[test]
 fn a_connection_rests_for_longer_than_that_of_a_load_balancer() {
     let service = in_a_hurry();
-    let mut streams = [connect(&service), connect(&service)];
+    let [mut resting, mut ending, mut after_form] = [(); 3].map(|()| connect(&service));
     let begin = Instant::now();
-    for stream in &mut streams {
+    for stream in [&mut resting, &mut ending, &mut after_form] {
         live(stream);
     }
+    after_form.write_all(FORM).unwrap();
+    assert_ne!(after_form.read(&mut [0; 1024]).unwrap(), 0, "closed instead of an answer to a form");
     thread::sleep(BALANCER / SPEED);
-    live(&mut streams[0]);
-    wait_for_end(&mut streams[1], "a connection at rest");
+    live(&mut resting);
+    live(&mut after_form);
+    wait_for_end(&mut ending, "a connection at rest");
     println!("at rest for {:?} of the service's time", begin.elapsed() * SPEED);
     assert!((REST / SPEED..REST / SPEED + LATE).contains(&begin.elapsed()), "{:?}", begin.elapsed());
 }

@@ -439,7 +439,7 @@ impl World {
         item: u64,
         before: &Before,
         instance: usize,
-        outcome: Option<Result<Option<(Id, Bytes)>, Error>>,
+        outcome: Option<Result<Option<Id>, Error>>,
     ) {
         self.log.push(("id", matches!(outcome, Some(Ok(Some(_)))).into()));
         match outcome {
@@ -455,18 +455,19 @@ impl World {
                 // Perhaps the id was changed before the session was gone.
                 self.truth.perhaps_ended.insert(id);
             }
-            Some(Ok(Some((new, value)))) => {
+            Some(Ok(Some(new))) => {
                 self.judge_ended(id);
                 let visit = self.truth.visit_of[&id];
                 self.truth.visit_of.insert(new, visit);
                 self.truth.visit(id).stored.insert(item);
                 self.truth.visit(id).acknowledged.insert(item);
-                let new = self.decode(new, &value);
                 if self.truth.has_lost_writes {
                     return;
                 }
-                let old = &self.truth.sessions[&id].seen;
-                let carries = new.counts == old.counts && new.items.split_last() == Some((&item, &*old.items));
+                let [old, new] = [id, new].map(|id| self.truth.sessions.get(&id).map(|session| &session.seen));
+                let carries = old.zip(new).is_some_and(|(old, new)| {
+                    new.counts == old.counts && new.items.split_last() == Some((&item, &*old.items))
+                });
                 must!(self, carries, "after a change of id {old:?} goes on as {new:?}");
             }
         }

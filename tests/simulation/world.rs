@@ -273,7 +273,7 @@ async fn view(visitor: usize, path: &'static str, instance: Instance, patience: 
     contents.count(path).unwrap();
     let created = timeout(patience.min(DEADLINE), instance.committer().create(&contents)).await;
     world(|world| {
-        if let Ok(Ok((new, _))) = &created {
+        if let Ok(Ok(new)) = &created {
             world.truth.begin(*new);
             let of_visitor = &mut world.visitors[visitor];
             // Another view of this visitor may have begun a session meanwhile.
@@ -335,10 +335,10 @@ async fn change_id(visitor: usize, id: Id, item: u64, instance: Instance, patien
     // A visitor who cannot know whether the session has ended under this id keeps it here.
     let outcome = outcome.map(|outcome| match outcome? {
         Some(new) if new.is_in_doubt => Err(Error::Unanswered),
-        new => Ok(new.map(|NewId { id, value, .. }| (id, value))),
+        new => Ok(new.map(|NewId { id, .. }| id)),
     });
     world(|world| {
-        if let Some(Ok(Some((new, _)))) = &outcome {
+        if let Some(Ok(Some(new))) = &outcome {
             world.leave(visitor, id, Some(*new));
         }
         world.judge_change_of_id(id, item, &before, instance.way.instance, outcome);
