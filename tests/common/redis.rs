@@ -8,15 +8,25 @@ use std::{
     time::Duration,
 };
 
-use fred::{clients::Client, interfaces::ClientLike, types::config::Config};
+use fred::{
+    clients::Client,
+    interfaces::ClientLike,
+    types::{CustomCommand, config::Config},
+};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 
 use super::{Process, eventually, free_port};
 
 /// The server's program: `REDIS_SERVER`, or the installed `redis-server`.
 fn server_program() -> String {
     env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
+/// The value of this field of a reply to `INFO`.
+fn field_of(info: &str, field: &str) -> Option<String> {
+    let mut lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));
+    lines.find_map(|(name, value)| (name == field).then(|| value.to_owned()))
 }
 
 /// A `redis-server` without persistence, killed when this value is dropped.
@@ -109,9 +119,7 @@ impl Redis {
 
     /// The value of this field of `INFO`.
     pub fn info(&self, section: &str, field: &str) -> Option<String> {
-        let info = self.cli(&["INFO", section]);
-        let mut lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));
-        lines.find_map(|(name, value)| (name == field).then(|| value.to_owned()))
+        field_of(&self.cli(&["INFO", section]), field)
     }
 
     /// The replication role: `master` or `slave`.
@@ -126,17 +134,23 @@ impl Redis {
     }
 
     /// Cuts all client connections at this interval until `end` completes. Returns the number of cuts.
-    pub async fn keep_cutting(&self, every: Duration, end: impl Future<Output = ()>) -> u64 {
-        let connection = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await;
-        let (mut answers, mut commands) = connection.unwrap().into_split();
-        let mut cuts = 0;
-        let mut tick = tokio::time::interval(every);
+    ///
+    /// The interval doubles whenever nothing was written during it: the machine is so busy that connecting takes longer.
+    pub async fn keep_cutting(&self, mut every: Duration, end: impl Future<Output = ()>) -> u64 {
+        let client = self.client().await;
+        let command = |name| CustomCommand::new_static(name, None::<u16>, false);
+        let (mut cuts, mut written) = (0, None);
         let cutting = async {
             loop {
-                tick.tick().await;
-                commands.write_all(b"CLIENT KILL TYPE normal\r\n").await.unwrap();
-                answers.read_exact(&mut [0; 4]).await.unwrap();
-                cuts += 1;
+                sleep(every).await;
+                let info: String = client.custom(command("INFO"), vec!["persistence"]).await.unwrap();
+                let writes = field_of(&info, "rdb_changes_since_last_save");
+                if writes == written {
+                    every *= 2;
+                    continue;
+                }
+                let () = client.custom(command("CLIENT"), vec!["KILL", "TYPE", "normal"]).await.unwrap();
+                (cuts, written) = (cuts + 1, writes);
             }
         };
         tokio::select! {

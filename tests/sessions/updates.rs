@@ -165,7 +165,7 @@ async fn overlapping_updates_are_all_kept_while_connections_are_cut() {
     };
     let cuts = redis.keep_cutting(Duration::from_millis(10), updates).await;
     println!("{cuts} cuts");
-    assert!(cuts > 5, "{cuts} cuts");
+    assert!(cuts >= 3, "{cuts} cuts");
 }
 
 #[tokio::test]
