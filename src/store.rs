@@ -134,7 +134,7 @@ impl Store {
         changed.inspect_err(Error::report)
     }
 
-    /// Checks that a view could be counted now, whichever thread it comes to. It sends a command, in a Cluster one to
+    /// Checks that each thread reaches Redis, and that Redis takes writes. It sends a command, in a Cluster one to
     /// each master, on this thread's link only: providers bill it. Other links that have ended are made anew and checked.
     ///
     /// # Errors

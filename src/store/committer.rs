@@ -232,7 +232,7 @@ struct Draft {
 /// What became of a write, and so what the session holds.
 #[derive(Debug)]
 enum Written {
-    /// It was stored before this value, or is this value.
+    /// It was stored. The session holds this value now: the one that was written, or a later one.
     Stored(Bytes),
     /// It was not stored, and never will be.
     NotStored(Bytes),
@@ -242,7 +242,7 @@ enum Written {
     Outdated,
     /// Nothing was written, because the call is full. It is the next one's turn.
     Postponed(Value),
-    /// It was not stored if the error says so. What the session holds is not known.
+    /// It was not stored, but for [`Error::Unanswered`] and [`Error::Garbled`]. What the session holds is not known.
     Failed(Error),
 }
 

@@ -40,7 +40,7 @@ const DATA_BEGIN: usize = ID_BEGIN.len() + 16;
 /// would stay unknown.
 pub const WRITERS: usize = 4;
 
-/// The most bytes of a session, but for its first counts. A change that would make a larger one is refused.
+/// The most bytes of a session, beside the [`COUNTS_BYTES`] that counts may always take. A change that would make a larger one is refused.
 pub const MAX_SESSION_BYTES: usize = 64 * 1024;
 
 /// Counts may take this many bytes even if the session exceeds [`MAX_SESSION_BYTES`]: another program, which knows no
@@ -202,8 +202,8 @@ impl<'a> Contents<'a> {
     /// and its reply lost.
     ///
     /// Had it been stored, its value would have the version `replaced` + 1 and name it first. Each later write moves the
-    /// name back by one place at most. So the name is gone only after later writes by [`WRITERS`] other instances,
-    /// and then the value names those.
+    /// name back by one place at most. So the name is gone only after later writes by [`WRITERS`] other instances:
+    /// then the value names those, and its version is above `replaced` + [`WRITERS`].
     pub fn fate(&self, write: WriteId, replaced: u64) -> Fate {
         match self.writes.iter().find(|last| last.instance == write.instance) {
             Some(last) if last.number >= write.number => Fate::Stored,

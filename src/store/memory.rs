@@ -15,7 +15,7 @@ use super::{
     change::{Applied, Change, NewId, Outcome},
     contents::Contents,
     error::Error,
-    ttl::{SessionTtl, unix_time},
+    ttl::{ENDED_TTL, SessionTtl, unix_time},
 };
 
 /// The most bytes that the sessions take, as [`StoredSession::weight`] estimates them. Beyond it, the sessions that were
@@ -59,7 +59,7 @@ impl MemoryStore {
             // The cache's default policy prefers sessions that are viewed often. Once it is full, it would
             // reject every new visitor.
             .eviction_policy(EvictionPolicy::lru())
-            .time_to_idle(ttl.longest())
+            .time_to_idle(ttl.longest().max(ENDED_TTL))
             .build_with_hasher(RandomState::default());
         Self { cache, ttl }
     }

@@ -71,7 +71,8 @@ impl OutageLog {
         logged.unlinked -= 1;
         logged.was_linked = true;
         let is_over = logged.unlinked == 0;
-        if is_over && (logged.reason.take().is_some() || !mem::replace(&mut logged.was_connected, true)) {
+        let is_first = is_over && !mem::replace(&mut logged.was_connected, true);
+        if is_over && logged.reason.take().is_some() || is_first {
             info!("connected to Redis");
         } else {
             debug!("connected to Redis");

@@ -67,7 +67,7 @@ pub fn with_session(page: MethodRouter<Uncounted>, sessions: &Sessions) -> Metho
 /// This page, whose layers do not see a request with a method for which it has neither a handler nor a fallback. (With
 /// `route_layer` in place of `layer`, they would see none that its fallback handles.)
 fn only_for_its_methods(page: MethodRouter) -> MethodRouter {
-    // Of two default fallbacks, the second is kept.
+    // `layer` has wrapped the default fallback too. Of two default fallbacks, axum keeps the second, which is not wrapped.
     page.merge(MethodRouter::new())
 }
 

@@ -81,9 +81,10 @@ impl AtomicSession {
                 *last = Some(result);
                 Ok(())
             }));
-            if self.store.change(change).await.map_err(Error::of_data)? {
-                // What the page has read is out of date.
-                self.session.load().await?;
+            let lives = self.store.change(change).await.map_err(Error::of_data)?;
+            // What the page has read is out of date.
+            self.session.load().await?;
+            if lives {
                 return next.lock().1.take().ok_or(Error::Session);
             }
         }

@@ -9,7 +9,7 @@ pub async fn live() -> &'static str {
     "live"
 }
 
-/// `GET /health/ready`: 200 if a view could be counted now, 503 otherwise.
+/// `GET /health/ready`: 200 if Redis can be reached and takes writes, 503 otherwise.
 pub async fn ready(State(store): State<Store>) -> Result<&'static str, (StatusCode, &'static str)> {
     match store.ready().await {
         Ok(()) => Ok("ready"),

@@ -136,7 +136,7 @@ impl RequestStore {
                 Ok(true)
             }
             Ok(None) => {
-                (state.id, state.value) = (None, None);
+                (state.id, state.value, state.loaded) = (None, None, None);
                 Ok(false)
             }
             Err(error) => {

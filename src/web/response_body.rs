@@ -17,7 +17,7 @@ use super::activity::Untaken;
 #[derive(Debug)]
 pub struct ResponseBody {
     body: Body,
-    /// None after the last part, and if the request was refused.
+    /// None once a part is known to be the last, and if the request was refused.
     untaken: Option<Untaken>,
 }
 

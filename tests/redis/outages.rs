@@ -133,6 +133,10 @@ async fn redis_is_unreachable_at_the_start() {
     assert_eq!(visitor.view(&service, "/health/ready").await.status, 200);
     let keys = redis.keys();
     assert_eq!(keys.len(), 1, "a 503 created a session: {keys:#?}");
+    // An idle connection's end is no outage.
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    assert_eq!(count_in_time(&mut visitor, &service, "/").await, 2);
+    service.wait_until_ready().await;
     assert_logged_once(&service.stop(), "Redis cannot be reached:", 1);
 }
 

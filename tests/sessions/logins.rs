@@ -223,6 +223,24 @@ async fn requests_that_overlap_a_login_and_a_logout() {
     assert!(answered.iter().chain(&refused).all(|requests| *requests > 0), "{figures}");
 }
 
+/// The tombstone's time is 30 s, however short a session lives.
+#[tokio::test]
+async fn an_ended_session_is_remembered_for_longer_than_a_short_session_lives() {
+    let redis = Redis::start();
+    let url = redis.url();
+    for settings in [&[("REDIS_URL", url.as_str()), ("SESSION_TTL", "1")][..], &[("SESSION_TTL", "1")]] {
+        let service = cart(settings);
+        let browser = Browser::new();
+        browser.get(&service, "/").await;
+        let old = browser.cookie();
+        browser.post(&service, "/logout", "").await;
+        // No session lives for longer than 1 + 5 s.
+        sleep(Duration::from_secs(7)).await;
+        *browser.jar.lock().unwrap() = old;
+        assert_refused(&browser.get(&service, "/").await);
+    }
+}
+
 /// After the tombstone's time, the id is unknown like any other.
 #[tokio::test]
 async fn an_ended_session_is_forgotten() {

@@ -50,6 +50,12 @@ async fn kept(session: Session) -> Result<String, Error> {
     Ok(json!(kept).to_string())
 }
 
+/// Returns the stored value, or null if it cannot be read.
+async fn kept_or_null(session: Session) -> String {
+    let kept: Option<Value> = session.get("kept").await.unwrap_or_default();
+    json!(kept).to_string()
+}
+
 /// Ends the session.
 async fn leave(session: Session) -> Result<&'static str, Error> {
     session.flush().await?;
@@ -94,6 +100,7 @@ async fn serve(settings: &[&str]) -> u16 {
             .route("/keep/{index}", counted(get(keep), sessions))
             .route("/nest/{way}/{depth}", with_session(get(nest), sessions))
             .route("/kept", counted(get(kept), sessions))
+            .route("/kept_or_null", with_session(get(kept_or_null), sessions))
             .route("/number", counted(get(number), sessions))
             .route("/begin", with_session(get(begin), sessions))
             .route("/cycle", counted(get(cycle), sessions))
@@ -288,4 +295,19 @@ async fn a_session_that_cannot_be_saved_is_a_503() {
     assert_eq!(answer.status, 503, "{answer:?}");
     assert!(answer.body.contains("please try again"), "{answer:?}");
     assert_eq!(answer.header("retry-after"), Some("1"), "{answer:?}");
+}
+
+/// The page would show an empty session, though the visitor has another one by now.
+#[tokio::test]
+async fn a_page_that_ignores_errors_does_not_answer_for_a_session_that_was_ended() {
+    let redis = Redis::start();
+    for settings in [&["--redis-url", &redis.url()][..], &[]] {
+        let service = serve(settings).await;
+        let mut visitor = Visitor::new();
+        visitor.count(&service, "/keep/3").await;
+        let mut late = visitor.clone();
+        assert_eq!(visitor.view(&service, "/leave").await.body, "gone");
+        let answer = late.view(&service, "/kept_or_null").await;
+        assert!(answer.status == 503 && answer.body.contains("has just changed"), "{answer:?}");
+    }
 }

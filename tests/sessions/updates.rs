@@ -29,7 +29,18 @@ async fn add(session: AtomicSession) -> Result<String, Error> {
     session.update("number", add).await.map(|number| number.to_string())
 }
 
-/// The same on a counted page, with the view's count.
+/// Adds one to a number that it has read before the session ended.
+async fn add_late(session: Session, atomic: AtomicSession) -> Result<String, Error> {
+    session.get_value("number").await?;
+    LATE.wait().await;
+    LATE.wait().await;
+    add(atomic).await
+}
+
+/// Between its two crossings, the page waits.
+static LATE: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(2));
+
+/// As [`add`] on a counted page, with the view's count.
 async fn add_counted(session: AtomicSession, ViewCount(count): ViewCount) -> Result<String, Error> {
     Ok(format!("{} you viewed this page {count} times", add(session).await?))
 }
@@ -100,6 +111,7 @@ async fn serve(settings: &[&str]) -> u16 {
     common::serve(settings, |routes, sessions| {
         routes
             .route("/add", with_session(get(add), sessions))
+            .route("/add/late", with_session(get(add_late), sessions))
             .route("/counted/add", counted(get(add_counted), sessions))
             .route("/mixed", with_session(get(mixed), sessions))
             .route("/mismatched", with_session(post(mismatched), sessions))
@@ -313,4 +325,23 @@ async fn commands_executed() {
     }
     let id = session_id(visitor.cookie.as_ref().unwrap());
     assert_eq!(redis.keys(), [id]);
+}
+
+/// A session that is over stays over: the next one takes nothing of what the page has read of it.
+#[tokio::test]
+async fn a_session_expires_between_a_read_and_an_update() {
+    let redis = Redis::start();
+    let service = serve(&["--redis-url", &redis.url()]).await;
+    let mut visitor = Visitor::new();
+    for number in ["1", "2"] {
+        assert_eq!(body(&mut visitor, &service, "/add").await, number);
+    }
+    let expire = async {
+        LATE.wait().await;
+        redis.cli(&["DEL", &redis.keys()[0]]);
+        LATE.wait().await;
+    };
+    let (number, ()) = futures_util::future::join(body(&mut visitor, &service, "/add/late"), expire).await;
+    assert_eq!(number, "1");
+    assert_eq!(body(&mut visitor, &service, "/add").await, "2");
 }
