@@ -40,7 +40,8 @@ const DATA_BEGIN: usize = ID_BEGIN.len() + 16;
 /// would stay unknown.
 pub const WRITERS: usize = 4;
 
-/// The most bytes of a session, beside the [`COUNTS_BYTES`] that counts may always take. A change that would make a larger one is refused.
+/// The most bytes of a session, beside those that counts may always take. A change that would make a larger one is
+/// refused.
 pub const MAX_SESSION_BYTES: usize = 64 * 1024;
 
 /// Counts may take this many bytes even if the session exceeds [`MAX_SESSION_BYTES`]: another program, which knows no
