@@ -242,7 +242,8 @@ enum Written {
     Outdated,
     /// Nothing was written, because the call is full. It is the next one's turn.
     Postponed(Value),
-    /// It was not stored, but for [`Error::Unanswered`] and [`Error::Garbled`]. What the session holds is not known.
+    /// It was not stored; after [`Error::Unanswered`] or [`Error::Garbled`], nobody can tell. What the session holds is
+    /// not known.
     Failed(Error),
 }
 

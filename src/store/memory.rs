@@ -59,6 +59,7 @@ impl MemoryStore {
             // The cache's default policy prefers sessions that are viewed often. Once it is full, it would
             // reject every new visitor.
             .eviction_policy(EvictionPolicy::lru())
+            // An ended session may have longer to live than any other.
             .time_to_idle(ttl.longest().max(ENDED_TTL))
             .build_with_hasher(RandomState::default());
         Self { cache, ttl }

@@ -297,8 +297,8 @@ async fn an_idle_connection_is_closed() {
 /// `is_late`: Redis starts after the service.
 async fn assert_idle_ends_are_no_outages(is_late: bool) {
     const ENDED: &str = "the idle connection to Redis has ended";
-    let port = free_port();
-    let early = (!is_late).then(|| Redis::start_on(port));
+    let early = (!is_late).then(Redis::start);
+    let port = early.as_ref().map_or_else(free_port, |redis| redis.port);
     // One thread, so that the log tells of one link only.
     let url = format!("redis://127.0.0.1:{port}");
     let service = Service::launch(&mut one_core([("REDIS_URL", url.as_str()), ("RUST_LOG", "debug")]));
